@@ -1,0 +1,161 @@
+//! The connection table: *a packet with this tuple, going this way, gets this new tuple*.
+//!
+//! ```text
+//!   client C ──► frontend F            backend B answers
+//!
+//!   without SNAT, two entries             with SNAT to N, four entries
+//!   ingress  C→F : C→B   (primary)        ingress  C→F : N→B   (primary)
+//!   egress   B→C : F→C                    egress   C→B : N→F   (source N applied; F kept to find the primary)
+//!                                         ingress  B→N : F→C
+//!                                         egress   B→C : F→C
+//! ```
+//!
+//! Ingress entries hold *both* new halves: TC ingress applies the destination only and leaves the source to TC
+//! egress, XDP applies both when it sends the packet out itself. Egress entries apply the source only. An entry
+//! with [`conn_flags::BOTH`] has both halves applied at its own hook (see there).
+
+use super::{Address, Mac, Port};
+
+/// Which way a packet passes a device of the node.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Direction {
+    /// Into the node: XDP and TC ingress.
+    Ingress = 0,
+    /// Out of the node: TC egress.
+    Egress = 1,
+}
+
+/// Key of the connection table: the tuple of a packet, and the direction in which it passes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Source port.
+    pub src_port: Port,
+    /// Destination port.
+    pub dst_port: Port,
+    /// IP protocol number, see [`super::protocol`].
+    pub protocol: u8,
+    /// A [`Direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of the connection table: what a packet becomes, and what is known of the flow.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Connection<A> {
+    /// New source address.
+    pub src: A,
+    /// New destination address.
+    pub dst: A,
+    /// New source port.
+    pub src_port: Port,
+    /// New destination port.
+    pub dst_port: Port,
+    /// When the last packet hit this entry: the low 32 bits of jiffies (unit: 1/[`super::Config::hz`] s).
+    pub last_seen: u32,
+    /// Index into `ADJACENCIES` of the backend's next hop (entries of the forward way).
+    pub adjacency: u32,
+    /// Id of the Service port, see [`super::Frontend::service_port`].
+    pub service_port: u32,
+    /// Id of the backend, an index into `BACKENDS`.
+    pub backend: u32,
+    /// The device by which the client was met, and is answered.
+    pub ifindex: u32,
+    /// The client's next hop, learnt from its packets; zero if it has none (L3 devices).
+    pub client_mac: Mac,
+    /// See [`tcp_state`]; of packets that hit this very entry.
+    pub state: u8,
+    /// See [`conn_flags`].
+    pub flags: u8,
+}
+
+/// Flags of a [`Connection`].
+pub mod conn_flags {
+    /// The entry is of the client's way to the backend; else of the way back.
+    pub const FORWARD: u8 = 1;
+    /// The connection is source-translated to an address of the node: it has four entries.
+    pub const SNAT: u8 = 2;
+    /// Both halves are applied at this entry's hook, also in TC. So it is for a client that uses one source
+    /// port for two frontends which lead to the same backend: the second flow gets another source port as it
+    /// enters the node, and its own one back as it leaves.
+    pub const BOTH: u8 = 4;
+    /// The first packet was translated by XDP.
+    pub const BY_XDP: u8 = 8;
+    /// The backend is on this node.
+    pub const LOCAL: u8 = 16;
+}
+
+/// What has been seen of a flow, by the entry that its packets hit. UDP uses `CONFIRMED` only.
+pub mod tcp_state {
+    /// A packet has hit the entry after the one that made it.
+    pub const CONFIRMED: u8 = 1;
+    /// A FIN went this way.
+    pub const FIN: u8 = 2;
+    /// A RST went this way.
+    pub const RST: u8 = 4;
+}
+
+/// Key of the table of socket-level translations: a socket and the backend it really talks to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SocketKey<A> {
+    /// The kernel's cookie of the socket, low half.
+    pub cookie_low: u32,
+    /// The kernel's cookie of the socket, high half.
+    pub cookie_high: u32,
+    /// The backend's address.
+    pub addr: A,
+    /// The backend's port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Value of the table of socket-level translations: the frontend that the process asked for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Peer<A> {
+    /// The frontend's address.
+    pub addr: A,
+    /// The frontend's port.
+    pub port: Port,
+    /// Zero.
+    pub pad: u16,
+    /// Id of the Service port.
+    pub service_port: u32,
+    /// When it was made or last used to send: low 32 bits of jiffies.
+    pub last_seen: u32,
+}
+
+impl<A: Address> Tuple<A> {
+    /// A tuple for lookups.
+    #[inline(always)]
+    pub fn new(direction: Direction, protocol: u8, src: (A, Port), dst: (A, Port)) -> Self {
+        Self {
+            src: src.0,
+            dst: dst.0,
+            src_port: src.1,
+            dst_port: dst.1,
+            protocol,
+            direction: direction as u8,
+            pad: [0; 2],
+        }
+    }
+}
+
+const _: () = {
+    use super::{Addr4, Addr6};
+    assert!(size_of::<Tuple<Addr4>>() == 16 && size_of::<Tuple<Addr6>>() == 40);
+    assert!(size_of::<Connection<Addr4>>() == 40 && size_of::<Connection<Addr6>>() == 64);
+    assert!(size_of::<SocketKey<Addr4>>() == 16 && size_of::<SocketKey<Addr6>>() == 28);
+    assert!(size_of::<Peer<Addr4>>() == 16 && size_of::<Peer<Addr6>>() == 28);
+};

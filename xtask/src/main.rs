@@ -1,0 +1,2 @@
+//! Everything one does with the repository.
+fn main() {}
