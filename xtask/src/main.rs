@@ -1,2 +1,60 @@
-//! Everything one does with the repository.
-fn main() {}
+//! Everything one does with the repository, as `cargo xtask VERB`: one file per verb.
+//!
+//! Each verb brings what it needs before it starts (`setup`), so a fresh clone needs one command. What a verb needs
+//! is told by the list of [`setup::Need`]s that it passes to [`setup::ensure`]; `doctor` prints the same checks
+//! without changing anything. A new verb is a module here, a variant of [`Verb`] and a line in `main`.
+
+mod build;
+mod ci;
+mod doctor;
+mod kernel;
+mod lint;
+mod panics;
+mod process;
+mod requirements;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Set up, build, try, test and measure Fairway.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Say what is there, what is missing, and the command that brings it. Changes nothing.
+    Doctor(doctor::Options),
+    /// Bring what the other verbs need. They all do this by themselves; this does it once for all of them.
+    Setup,
+    /// Build the kernel object and the `fairway` binary.
+    Build(build::Options),
+    /// Run every test: packet logic, agent, loaded kernel object, API server, end to end.
+    Test(test::Options),
+    /// Formatting, clippy, licences, and that the kernel object cannot panic.
+    Lint,
+    /// Exactly what continuous integration runs (`.ci/run`).
+    Ci,
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Arguments::parse().verb {
+        Verb::Doctor(options) => doctor::run(&options),
+        Verb::Setup => setup::ensure(&setup::Need::ALL),
+        Verb::Build(options) => build::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Lint => lint::run(),
+        Verb::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! What the verbs need besides the kernel: programs, packages, and a toolchain that can compile for BPF.
+//!
+//! Rust code becomes BPF in one of two ways. Either one works; `lb-userspace/build.rs` chooses the first that is there:
+//!
+//! | way | compiler | core for bpfel-unknown-none | where |
+//! | --- | --- | --- | --- |
+//! | distribution | Debian's rustc-web, linked into rustup as toolchain `debian` | prebuilt package | Debian |
+//! | nightly | rustup's nightly | built from the component rust-src | everywhere else |
+//!
+//! Both link with `bpf-linker`.
+
+use std::{fs, path::Path, process::Command};
+
+use serde::Serialize;
+
+use crate::{process, setup::Need};
+
+/// The version of bpf-linker that goes with the distribution's LLVM.
+pub const BPF_LINKER_VERSION: &str = "0.13.0";
+/// The LLVM that bpf-linker is linked with: not older than the one in the compiler.
+pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// Where Debian's compiler keeps what it needs for BPF.
+const DISTRIBUTION_BPF_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none";
+/// The name of the distribution's toolchain in rustup.
+pub const DISTRIBUTION_TOOLCHAIN: &str = "debian";
+
+/// Debian's packages of the compiler for BPF.
+pub const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// Debian's packages that bpf-linker is built from.
+pub const LINKER_PACKAGES: [&str; 7] = [
+    "llvm-22-dev",
+    "libclang-22-dev",
+    "libpolly-22-dev",
+    "clang-22",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "libxml2-dev",
+];
+
+/// Programs that are in a package of Debian and Ubuntu: (program, package, for what, what it is used for).
+const PROGRAMS: [(&str, &str, Need, &str); 9] = [
+    ("cc", "build-essential", Need::Build, "C code of crates"),
+    ("ip", "iproute2", Need::Lab, "network namespaces"),
+    ("nsenter", "util-linux", Need::Lab, "running programs in them"),
+    ("sysctl", "procps", Need::Lab, "forwarding and rp_filter"),
+    ("nft", "nftables", Need::Lab, "the masquerade rule of a CNI"),
+    ("iptables", "iptables", Need::Lab, "looking at other rule sets"),
+    ("ethtool", "ethtool", Need::Lab, "offloads of veths"),
+    ("tcpdump", "tcpdump", Need::Lab, "watching packets"),
+    ("curl", "curl", Need::Lab, "playing in the lab"),
+];
+
+/// How a requirement stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// There and usable.
+    Present,
+    /// Works, with less than could be had.
+    Limited,
+    /// Not there; what needs it cannot run.
+    Missing,
+}
+
+/// One line of the doctor's report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// Which verbs need it.
+    pub need: Need,
+    /// What is looked for.
+    pub name: String,
+    /// How it stands.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// The command that brings it, or what to do.
+    pub remedy: Option<String>,
+    /// The package of Debian and Ubuntu that has it, where that is all it takes.
+    #[serde(skip)]
+    pub packages: Vec<&'static str>,
+}
+
+impl Check {
+    /// Something that is there.
+    pub fn present(need: Need, name: impl Into<String>, found: impl Into<String>) -> Self {
+        Self {
+            need,
+            name: name.into(),
+            state: State::Present,
+            found: found.into(),
+            remedy: None,
+            packages: Vec::new(),
+        }
+    }
+
+    /// Something that is missing, and what brings it.
+    pub fn missing(need: Need, name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            state: State::Missing,
+            remedy: Some(remedy.into()),
+            ..Self::present(need, name, found)
+        }
+    }
+
+    /// Something that works, but not as well as it could.
+    pub fn limited(need: Need, name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            state: State::Limited,
+            ..Self::missing(need, name, found, remedy)
+        }
+    }
+
+    /// This check, brought by packages of Debian and Ubuntu.
+    fn with_packages(mut self, packages: &[&'static str]) -> Self {
+        self.packages = packages.to_vec();
+        self
+    }
+}
+
+/// Everything that `need` needs, kernel and privileges aside.
+pub fn checks(need: Need) -> Vec<Check> {
+    let mut checks: Vec<_> = PROGRAMS.iter().filter(|entry| entry.2 == need).map(program).collect();
+    match need {
+        Need::Build => {
+            checks.push(rustup());
+            checks.push(compiler());
+            checks.push(linker());
+        }
+        Need::Kubernetes => checks.push(kubernetes()),
+        Need::Lint => checks.push(cargo_deny()),
+        Need::Lab | Need::Kernel => {}
+    }
+    checks
+}
+
+fn program(&(program, package, need, used_for): &(&str, &'static str, Need, &str)) -> Check {
+    let name = format!("{program}: {used_for}");
+    match process::find(program) {
+        Some(path) => Check::present(need, name, path.display().to_string()),
+        None => Check::missing(need, name, "not found", install_command(&[package])).with_packages(&[package]),
+    }
+}
+
+/// The command that installs packages here, as one would type it.
+pub fn install_command(packages: &[&str]) -> String {
+    let packages = packages.join(" ");
+    if has_apt() {
+        let sudo = if process::is_root() { "" } else { "sudo " };
+        format!("{sudo}apt-get update && {sudo}apt-get install {packages}")
+    } else {
+        format!("your distribution's package of {packages}")
+    }
+}
+
+/// Whether packages are installed with apt here.
+pub fn has_apt() -> bool {
+    Path::new("/etc/debian_version").exists() && process::find("apt-get").is_some()
+}
+
+/// First line of what a program says about its version.
+fn version_of(program: impl AsRef<std::ffi::OsStr>, argument: &str) -> Option<String> {
+    let text = process::output(Command::new(program).arg(argument)).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+fn rustup() -> Check {
+    let name = "rustup: choosing the compiler for BPF";
+    match version_of("rustup", "--version") {
+        Some(version) => Check::present(Need::Build, name, version),
+        None => Check::missing(
+            Need::Build,
+            name,
+            "not found",
+            "install Rust through rustup: https://rustup.rs",
+        ),
+    }
+}
+
+/// How Rust code becomes BPF here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toolchain {
+    /// Debian's compiler with its prebuilt core, linked into rustup.
+    Distribution,
+    /// rustup's nightly with rust-src.
+    Nightly,
+}
+
+impl Toolchain {
+    /// The toolchain that a build would use now.
+    pub fn detect() -> Option<Self> {
+        let list = process::output(Command::new("rustup").args(["toolchain", "list", "-v"])).ok()?;
+        let toolchains = || {
+            list.lines()
+                .filter_map(|line| Some((line.split_whitespace().next()?, line.split_whitespace().next_back()?)))
+        };
+        if distribution_core().is_some() && toolchains().any(|(name, _)| name == DISTRIBUTION_TOOLCHAIN) {
+            return Some(Self::Distribution);
+        }
+        let usable = |path: &str| Path::new(path).join("lib/rustlib/src/rust/library/core").is_dir();
+        toolchains()
+            .any(|(name, path)| name.starts_with("nightly") && usable(path))
+            .then_some(Self::Nightly)
+    }
+}
+
+/// Debian's compiler with its core for BPF, if it is installed.
+pub fn distribution_core() -> Option<&'static str> {
+    let there = Path::new(DISTRIBUTION_BPF_CORE).is_dir()
+        && Path::new("/usr/bin/rustc").exists()
+        && Path::new("/usr/bin/cargo").exists();
+    there.then_some(DISTRIBUTION_BPF_CORE)
+}
+
+/// The commands that bring a compiler for BPF by way of Debian's packages.
+fn distribution_recipe() -> String {
+    format!(
+        "{} && rustup toolchain link {DISTRIBUTION_TOOLCHAIN} /usr",
+        install_command(&COMPILER_PACKAGES)
+    )
+}
+
+fn compiler() -> Check {
+    let name = "Rust compiler for BPF";
+    match Toolchain::detect() {
+        Some(Toolchain::Distribution) => {
+            Check::present(Need::Build, name, "distribution's, toolchain `debian` in rustup")
+        }
+        Some(Toolchain::Nightly) => Check::present(Need::Build, name, "rustup's nightly with rust-src"),
+        None if distribution_core().is_some() => Check::missing(
+            Need::Build,
+            name,
+            "installed, unknown to rustup",
+            format!("rustup toolchain link {DISTRIBUTION_TOOLCHAIN} /usr"),
+        ),
+        None if has_package(COMPILER_PACKAGES[2]) => {
+            Check::missing(Need::Build, name, "not found", distribution_recipe()).with_packages(&COMPILER_PACKAGES)
+        }
+        None => Check::missing(
+            Need::Build,
+            name,
+            "not found",
+            "rustup toolchain install nightly --component rust-src",
+        ),
+    }
+}
+
+/// Whether apt has a package. A bare image of Debian has no lists before its first `apt-get update`, and is taken to
+/// have it.
+pub fn has_package(package: &str) -> bool {
+    if !has_apt() {
+        return false;
+    }
+    if !has_package_lists() {
+        return os_release("ID").is_some_and(|id| id == "debian");
+    }
+    process::output(Command::new("apt-cache").args(["show", "--no-all-versions", package])).is_ok()
+}
+
+fn has_package_lists() -> bool {
+    let Ok(files) = fs::read_dir("/var/lib/apt/lists") else {
+        return false;
+    };
+    files
+        .flatten()
+        .any(|file| file.file_name().to_string_lossy().contains("_Packages"))
+}
+
+/// The arguments for cargo that install bpf-linker, and whether it is linked with Debian's LLVM.
+pub fn linker_install() -> (Vec<&'static str>, bool) {
+    let mut words = vec![
+        "install",
+        "bpf-linker",
+        "--version",
+        BPF_LINKER_VERSION,
+        "--locked",
+        "--force",
+    ];
+    let distribution = Path::new(LLVM_PREFIX).is_dir() || has_package(LINKER_PACKAGES[0]);
+    if distribution {
+        words.extend(["--no-default-features", "--features", "llvm-22"]);
+    }
+    (words, distribution)
+}
+
+fn linker() -> Check {
+    let name = "bpf-linker";
+    // Asking for its version also shows that the LLVM it was linked with is there.
+    if let Some(version) = version_of(name, "--version") {
+        return Check::present(Need::Build, name, version);
+    }
+    let (words, distribution) = linker_install();
+    let install = format!("cargo {}", words.join(" "));
+    if distribution {
+        let recipe = format!(
+            "{} && LLVM_PREFIX={LLVM_PREFIX} {install}",
+            install_command(&LINKER_PACKAGES)
+        );
+        Check::missing(Need::Build, name, "not found", recipe).with_packages(&LINKER_PACKAGES)
+    } else {
+        Check::missing(Need::Build, name, "not found", install)
+    }
+}
+
+fn cargo_deny() -> Check {
+    let name = "cargo-deny: licences and sources of crates";
+    match version_of("cargo-deny", "--version") {
+        Some(version) => Check::present(Need::Lint, name, version),
+        None => Check::missing(Need::Lint, name, "not found", "cargo install cargo-deny --locked"),
+    }
+}
+
+/// The components that tests of the API source start.
+const KUBERNETES_PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];
+
+fn kubernetes() -> Check {
+    let name = "kube-apiserver and etcd, or Go to build them";
+    let complete = |folder: &Path| KUBERNETES_PROGRAMS.iter().all(|program| folder.join(program).is_file());
+    let folders = [
+        std::env::var_os("KUBEBUILDER_ASSETS").map(Into::into),
+        Some(process::target_dir().join("kubernetes")),
+    ];
+    if let Some(folder) = folders.iter().flatten().find(|folder| complete(folder)) {
+        return Check::present(Need::Kubernetes, name, folder.display().to_string());
+    }
+    match version_of("go", "version") {
+        Some(version) => Check::present(Need::Kubernetes, name, format!("{version}: will build them once")),
+        None => Check::missing(
+            Need::Kubernetes,
+            name,
+            "not found",
+            "install Go 1.26 or later (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with both",
+        ),
+    }
+}
+
+/// One value of `/etc/os-release`.
+fn os_release(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/etc/os-release").ok()?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+/// The name and version of the system, for the report.
+pub fn system() -> String {
+    let name = os_release("PRETTY_NAME").unwrap_or_else(|| "unknown system".into());
+    format!("{name}, {}", std::env::consts::ARCH)
+}
