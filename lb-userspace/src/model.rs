@@ -5,6 +5,7 @@
 //! never fails. What is wrong with an object is part of the result: a list of [`Problem`]s that lives and dies
 //! with the object, while everything else in it counts.
 
+mod convert;
 mod key;
 mod node;
 mod problem;
