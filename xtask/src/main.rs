@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod doctor;
 mod kernel;
+mod kubernetes;
 mod lint;
 mod panics;
 mod process;
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Options),
     /// Formatting, clippy, licences, and that the kernel object cannot panic.
     Lint,
+    /// Real Kubernetes components for tests and the lab, built from their Go modules; prints their folder.
+    Kubernetes(kubernetes::Options),
     /// Exactly what continuous integration runs (`.ci/run`).
     Ci,
 }
@@ -48,6 +51,7 @@ fn main() -> std::process::ExitCode {
         Verb::Build(options) => build::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Lint => lint::run(),
+        Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Ci => ci::run(),
     };
     match result {

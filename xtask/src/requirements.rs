@@ -317,7 +317,7 @@ fn kubernetes() -> Check {
     let complete = |folder: &Path| KUBERNETES_PROGRAMS.iter().all(|program| folder.join(program).is_file());
     let folders = [
         std::env::var_os("KUBEBUILDER_ASSETS").map(Into::into),
-        Some(process::target_dir().join("kubernetes")),
+        crate::kubernetes::folder().ok(),
     ];
     if let Some(folder) = folders.iter().flatten().find(|folder| complete(folder)) {
         return Check::present(Need::Kubernetes, name, folder.display().to_string());

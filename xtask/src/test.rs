@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build, process,
+    build, kubernetes, process,
     setup::{self, Need},
 };
 
@@ -107,6 +107,11 @@ pub fn run(options: &Options) -> Result<()> {
     let mut environment = vec![("FAIRWAY_BIN", artifacts.fairway.into_os_string())];
     if require {
         environment.push(("FAIRWAY_REQUIRE", "1".into()));
+    }
+
+    if !options.no_root {
+        process::heading("Kubernetes API server");
+        environment.push(("FAIRWAY_KUBE_BIN", kubernetes::ensure()?.into_os_string()));
     }
 
     let started = Instant::now();
