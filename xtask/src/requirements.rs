@@ -17,6 +17,8 @@ use crate::{process, setup::Need};
 
 /// The version of bpf-linker that goes with the distribution's LLVM.
 pub const BPF_LINKER_VERSION: &str = "0.13.0";
+/// The arguments for cargo that install cargo-deny.
+pub const DENY_INSTALL: [&str; 5] = ["install", "cargo-deny", "--version", "0.20.2", "--locked"];
 /// The LLVM that bpf-linker is linked with: not older than the one in the compiler.
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// Where Debian's compiler keeps what it needs for BPF.
@@ -305,7 +307,12 @@ fn cargo_deny() -> Check {
     let name = "cargo-deny: licences and sources of crates";
     match version_of("cargo-deny", "--version") {
         Some(version) => Check::present(Need::Lint, name, version),
-        None => Check::missing(Need::Lint, name, "not found", "cargo install cargo-deny --locked"),
+        None => Check::missing(
+            Need::Lint,
+            name,
+            "not found",
+            format!("cargo {}", DENY_INSTALL.join(" ")),
+        ),
     }
 }
 

@@ -82,8 +82,8 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Lint) && process::find("cargo-deny").is_none() {
         process::step(
-            "Install cargo-deny",
-            process::cargo().args(["install", "cargo-deny", "--locked"]),
+            "Build cargo-deny (a few minutes)",
+            process::cargo().args(requirements::DENY_INSTALL),
         )?;
     }
     if needs.contains(&Need::Kernel) && !kernel::bpffs_is_mounted() {

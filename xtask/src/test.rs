@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(
             counts,
             Counts {
-                passed: 1,
+                passed: 0,
                 failed: 0,
                 skipped: 1
             }
