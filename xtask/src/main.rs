@@ -13,10 +13,12 @@ mod lint;
 mod panics;
 mod process;
 mod requirements;
+mod run;
 mod setup;
 mod test;
 
 use clap::{Parser, Subcommand};
+use xtask::lab;
 
 /// Set up, build, try, test and measure Fairway.
 #[derive(Parser)]
@@ -34,6 +36,10 @@ enum Verb {
     Setup,
     /// Build the kernel object and the `fairway` binary.
     Build(build::Options),
+    /// Build, set up a small cluster out of network namespaces, and send requests on every path.
+    BuildAndRun(lab::Options),
+    /// Keep such a cluster for playing and debugging.
+    Lab(lab::cli::Options),
     /// Run every test: packet logic, agent, loaded kernel object, API server, end to end.
     Test(test::Options),
     /// Formatting, clippy, licences, and that the kernel object cannot panic.
@@ -42,6 +48,12 @@ enum Verb {
     Kubernetes(kubernetes::Options),
     /// Exactly what continuous integration runs (`.ci/run`).
     Ci,
+    /// The application in a pod of the lab.
+    #[command(hide = true)]
+    LabServer(lab::cli::ServerOptions),
+    /// Requests from a place of the lab.
+    #[command(hide = true)]
+    LabClient,
 }
 
 fn main() -> std::process::ExitCode {
@@ -53,6 +65,10 @@ fn main() -> std::process::ExitCode {
         Verb::Lint => lint::run(),
         Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Ci => ci::run(),
+        Verb::BuildAndRun(options) => run::build_and_run(&options),
+        Verb::Lab(options) => run::lab(options),
+        Verb::LabServer(options) => lab::cli::serve(&options),
+        Verb::LabClient => lab::cli::ask(),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -86,12 +86,12 @@ pub fn as_root(program: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Replaces this process by `cargo xtask ARGUMENTS` run as root; for verbs that have built everything as the user
+/// Replaces this process by `cargo xtask ARGUMENTS` run as root, with these `NAME=VALUE` added to the environment; for verbs that have built everything as the user
 /// and go on with namespaces and BPF programs. Only returns if that failed.
-#[expect(dead_code, reason = "for verbs that run namespaces")]
-pub fn go_on_as_root<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result<()> {
+pub fn go_on_as_root<A: AsRef<OsStr>>(environment: &[String], arguments: impl IntoIterator<Item = A>) -> Result<()> {
     let program = env::current_exe().context("cannot find this program's own file")?;
-    let error = as_root(&program.to_string_lossy())?.args(arguments).exec();
+    let mut command = as_root("env")?;
+    let error = command.args(environment).arg(program).args(arguments).exec();
     Err(error).context("cannot go on as root through sudo")
 }
 

@@ -60,7 +60,7 @@ const TIERS: [Tier; 5] = [
     Tier {
         title: "The commands of this repository",
         package: "xtask",
-        targets: &["--bins"],
+        targets: &["--lib", "--bins"],
         root: false,
     },
     Tier {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use super::Lab;
-use super::plan::{CLUSTER_CIDRS, NODES, Place, SERVICE_CIDRS};
+use super::plan::{CLUSTER_CIDRS, NODES, Node, Place, SERVICE_CIDRS};
 
 /// How long an agent may take until its programs carry traffic.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,8 +19,14 @@ pub fn mount_bpffs() -> anyhow::Result<()> {
     if mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
         return Ok(());
     }
-    let status = Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status().context("run mount")?;
-    ensure!(status.success(), "bpffs could not be mounted at /sys/fs/bpf: is BPF enabled in this kernel?");
+    let status = Command::new("mount")
+        .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
+        .status()
+        .context("run mount")?;
+    ensure!(
+        status.success(),
+        "bpffs could not be mounted at /sys/fs/bpf: is BPF enabled in this kernel?"
+    );
     Ok(())
 }
 
@@ -55,24 +61,30 @@ impl Lab {
     /// Waits until both agents have programmed every one of these frontends' addresses.
     pub fn wait_for_frontends(&mut self, wanted: &[String]) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        for node in 0..NODES.len() {
+        for (node, Node { name, .. }) in NODES.iter().enumerate() {
             loop {
                 let missing = match self.observe(node, "services") {
                     Ok(services) => {
                         let text = services.to_string();
-                        wanted.iter().find(|address| !text.contains(*address)).map(|address| format!("{address} is missing"))
+                        wanted
+                            .iter()
+                            .find(|address| !text.contains(*address))
+                            .map(|address| format!("{address} is missing"))
                     }
                     Err(error) => Some(format!("{error:#}")),
                 };
                 let Some(missing) = missing else { break };
-                let name = NODES[node].name;
                 let log = self.log(&format!("fairway-{name}"));
                 if let Some(agent) = &mut self.agents[node]
                     && let Some(status) = agent.try_wait()?
                 {
                     bail!("the agent of {name} ended ({status}):\n{}", tail(&log));
                 }
-                ensure!(Instant::now() < deadline, "the agent of {name} is not ready: {missing}\n{}", tail(&log));
+                ensure!(
+                    Instant::now() < deadline,
+                    "the agent of {name} is not ready: {missing}\n{}",
+                    tail(&log)
+                );
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -89,7 +101,12 @@ impl Lab {
             .output()
             .with_context(|| format!("run fairway {what}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "fairway {what} on {}: {}", NODES[node].name, errors.trim());
+        ensure!(
+            output.status.success(),
+            "fairway {what} on {}: {}",
+            NODES[node].name,
+            errors.trim()
+        );
         serde_json::from_slice(&output.stdout).with_context(|| format!("understand fairway {what} -o json"))
     }
 }

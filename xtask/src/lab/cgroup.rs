@@ -65,6 +65,12 @@ fn remove_tree(cgroup: &Path) -> std::io::Result<()> {
 }
 
 fn children(cgroup: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(cgroup) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    let Ok(entries) = fs::read_dir(cgroup) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }

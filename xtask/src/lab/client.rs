@@ -23,8 +23,16 @@ pub fn run() -> anyhow::Result<()> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text).context("read the task")?;
     let outcome = match serde_json::from_str(&text).context("understand the task")? {
-        Task::Spread { requests, pods, at_most } => Outcome::Answers(spread(&requests, pods, at_most)),
-        Task::Rate { request, per_second, duration_ms } => rate(&request, per_second, Duration::from_millis(duration_ms)),
+        Task::Spread {
+            requests,
+            pods,
+            at_most,
+        } => Outcome::Answers(spread(&requests, pods, at_most)),
+        Task::Rate {
+            request,
+            per_second,
+            duration_ms,
+        } => rate(&request, per_second, Duration::from_millis(duration_ms)),
         Task::Download { target, bytes, rate } => download(target, bytes, rate),
     };
     println!("{}", serde_json::to_string(&outcome)?);
@@ -52,8 +60,13 @@ fn spread(requests: &[Request], pods: usize, at_most: usize) -> Vec<Answer> {
 
 /// Sends one request and waits for its answer.
 pub fn send(request: &Request) -> Answer {
-    let mut answer =
-        Answer { request: request.clone(), local: None, peer: None, took_us: 0, result: Err(String::new()) };
+    let mut answer = Answer {
+        request: request.clone(),
+        local: None,
+        peer: None,
+        took_us: 0,
+        result: Err(String::new()),
+    };
     let start = Instant::now();
     let result = match request.protocol {
         Protocol::Http => http(&mut answer),
@@ -70,7 +83,9 @@ fn http(answer: &mut Answer) -> io::Result<Seen> {
     answer.peer = Some(stream.peer_addr()?);
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| broken("the answer has no end of headers"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| broken("the answer has no end of headers"))?;
     if !head.starts_with("HTTP/1.1 200 ") {
         return Err(broken(head.lines().next().unwrap_or_default()));
     }
@@ -80,7 +95,10 @@ fn http(answer: &mut Answer) -> io::Result<Seen> {
 fn get(target: SocketAddr, path: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: myapp.example.com\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: myapp.example.com\r\nConnection: close\r\n\r\n"
+    )?;
     Ok(stream)
 }
 
@@ -140,7 +158,12 @@ fn rate(request: &Request, per_second: u32, duration: Duration) -> Outcome {
             });
         }
     });
-    Outcome::Rate { answered, failures, failed, slowest_us }
+    Outcome::Rate {
+        answered,
+        failures,
+        failed,
+        slowest_us,
+    }
 }
 
 fn download(target: SocketAddr, bytes: u64, rate: u64) -> Outcome {
@@ -148,7 +171,11 @@ fn download(target: SocketAddr, bytes: u64, rate: u64) -> Outcome {
     let mut right = 0;
     let result = receive(target, bytes, rate, &mut right);
     let error = result.err().map(|error| error.to_string());
-    Outcome::Download { bytes: right, error, took_us: start.elapsed().as_micros() as u64 }
+    Outcome::Download {
+        bytes: right,
+        error,
+        took_us: start.elapsed().as_micros() as u64,
+    }
 }
 
 fn receive(target: SocketAddr, bytes: u64, rate: u64, right: &mut u64) -> io::Result<()> {
@@ -172,7 +199,11 @@ fn receive(target: SocketAddr, bytes: u64, rate: u64, right: &mut u64) -> io::Re
             *right += 1;
         }
     }
-    if *right == bytes { Ok(()) } else { Err(broken(&format!("the answer ended after {right} of {bytes} bytes"))) }
+    if *right == bytes {
+        Ok(())
+    } else {
+        Err(broken(&format!("the answer ended after {right} of {bytes} bytes")))
+    }
 }
 
 fn broken(text: &str) -> io::Error {

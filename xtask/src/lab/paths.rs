@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::plan::{NODES, Network, PODS, POD_PORT, Place};
+use super::plan::{NODES, Network, POD_PORT, PODS, Place};
 use super::server;
 use super::wire::{Answer, Protocol, Request, Seen};
 
@@ -73,10 +73,17 @@ pub fn cases(services: &[Service], announcer: usize) -> Vec<Case> {
             for door in doors(from, announcer) {
                 for v6 in [false, true] {
                     for protocol in protocols(from, service) {
-                        let Some(target) = service.target(door, v6) else { continue };
+                        let Some(target) = service.target(door, v6) else {
+                            continue;
+                        };
                         // A Service of two families stands beside the one of the document, which is IPv4 and TCP.
                         let request = Request { target, protocol };
-                        cases.push(Case { from, door, local: service.local, request });
+                        cases.push(Case {
+                            from,
+                            door,
+                            local: service.local,
+                            request,
+                        });
                     }
                 }
             }
@@ -133,7 +140,9 @@ impl Case {
     /// The pods that may answer, by their indices in [`PODS`].
     pub fn pods(&self) -> BTreeSet<usize> {
         let kept = self.keeps_source() && self.from == Place::Client;
-        (0..PODS.len()).filter(|pod| !kept || PODS[*pod].node == self.translator()).collect()
+        (0..PODS.len())
+            .filter(|pod| !kept || PODS[*pod].node == self.translator())
+            .collect()
     }
 
     /// Policy Local, from outside the cluster or from a pod: the source stays.
@@ -202,7 +211,11 @@ impl Case {
 fn node_addresses(network: Network, node: usize, v6: bool) -> Vec<IpAddr> {
     let n = node + 1;
     let pod_side = |host: u16| -> Option<IpAddr> {
-        let text = if v6 { format!("fd00:10:244:{n}::{host}") } else { format!("10.244.{n}.{host}") };
+        let text = if v6 {
+            format!("fd00:10:244:{n}::{host}")
+        } else {
+            format!("10.244.{n}.{host}")
+        };
         text.parse().ok()
     };
     let mut addresses = vec![NODES[node].addr(v6)];
@@ -233,7 +246,7 @@ mod tests {
         let destination = SocketAddr::new(PODS[pod].addr(target.is_ipv6()), POD_PORT);
         let seen = Seen {
             pod: PODS[pod].name.into(),
-            source: source.parse().unwrap(),
+            source: source.parse().expect("an address"),
             destination,
             request: String::new(),
         };
@@ -248,37 +261,74 @@ mod tests {
 
     fn case(local: bool, from: Place, door: Door) -> Case {
         let cases = cases(&[service(local)], 0);
-        cases.into_iter().find(|case| case.from == from && case.door == door).unwrap()
+        cases
+            .into_iter()
+            .find(|case| case.from == from && case.door == door)
+            .expect("such a case")
     }
 
     #[test]
     fn policy_cluster_shows_the_node_and_policy_local_the_client() {
         let cluster = case(false, Place::Client, Door::LoadBalancer(0));
-        assert_eq!(cluster.judge(Network::Routed, &answer(&cluster, 2, "172.18.0.11:5000")), Ok(Way::OtherNode));
-        assert!(cluster.judge(Network::Routed, &answer(&cluster, 2, "203.0.113.10:4000")).is_err());
+        assert_eq!(
+            cluster.judge(Network::Routed, &answer(&cluster, 2, "172.18.0.11:5000")),
+            Ok(Way::OtherNode)
+        );
+        assert!(
+            cluster
+                .judge(Network::Routed, &answer(&cluster, 2, "203.0.113.10:4000"))
+                .is_err()
+        );
         let local = case(true, Place::Client, Door::LoadBalancer(0));
-        assert_eq!(local.judge(Network::Routed, &answer(&local, 0, "203.0.113.10:4000")), Ok(Way::SameNode));
-        assert!(local.judge(Network::Routed, &answer(&local, 2, "203.0.113.10:4000")).is_err());
+        assert_eq!(
+            local.judge(Network::Routed, &answer(&local, 0, "203.0.113.10:4000")),
+            Ok(Way::SameNode)
+        );
+        assert!(
+            local
+                .judge(Network::Routed, &answer(&local, 2, "203.0.113.10:4000"))
+                .is_err()
+        );
     }
 
     #[test]
     fn a_pod_that_reaches_itself_sees_its_node() {
         let case = case(false, Place::Pod(1), Door::ClusterIp);
-        assert_eq!(case.judge(Network::Bridge, &answer(&case, 1, "10.244.1.1:5000")), Ok(Way::Itself));
-        assert!(case.judge(Network::Bridge, &answer(&case, 1, "10.244.1.11:4000")).is_err());
-        assert_eq!(case.judge(Network::Bridge, &answer(&case, 0, "10.244.1.11:4000")), Ok(Way::SameNode));
+        assert_eq!(
+            case.judge(Network::Bridge, &answer(&case, 1, "10.244.1.1:5000")),
+            Ok(Way::Itself)
+        );
+        assert!(
+            case.judge(Network::Bridge, &answer(&case, 1, "10.244.1.11:4000"))
+                .is_err()
+        );
+        assert_eq!(
+            case.judge(Network::Bridge, &answer(&case, 0, "10.244.1.11:4000")),
+            Ok(Way::SameNode)
+        );
     }
 
     #[test]
     fn a_kept_source_with_another_port_is_wrong() {
         let case = case(false, Place::Pod(1), Door::ClusterIp);
-        assert!(case.judge(Network::Routed, &answer(&case, 2, "10.244.1.11:4001")).is_err());
+        assert!(
+            case.judge(Network::Routed, &answer(&case, 2, "10.244.1.11:4001"))
+                .is_err()
+        );
     }
 
     #[test]
     fn a_service_is_asked_only_in_the_families_it_has() {
         let cases = cases(&[service(false)], 1);
-        assert!(!cases.iter().any(|c| c.request.target.is_ipv6() && matches!(c.door, Door::LoadBalancer(_))));
-        assert!(cases.iter().any(|c| c.request.target.is_ipv6() && c.door == Door::ClusterIp));
+        assert!(
+            !cases
+                .iter()
+                .any(|c| c.request.target.is_ipv6() && matches!(c.door, Door::LoadBalancer(_)))
+        );
+        assert!(
+            cases
+                .iter()
+                .any(|c| c.request.target.is_ipv6() && c.door == Door::ClusterIp)
+        );
     }
 }

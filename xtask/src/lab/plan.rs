@@ -88,7 +88,7 @@ const fn lan6(host: u16) -> Ipv6Addr {
 const fn pod(name: &'static str, node: usize, host: u8) -> Pod {
     let n = node as u8 + 1;
     // Written the same in both families: 10.244.1.10 and fd00:10:244:1::10.
-    let host6 = (host as u16 / 10) << 4 | host as u16 % 10;
+    let host6 = ((host as u16 / 10) << 4) | (host as u16 % 10);
     Pod {
         name,
         node,
@@ -99,12 +99,25 @@ const fn pod(name: &'static str, node: usize, host: u8) -> Pod {
 
 /// The nodes.
 pub const NODES: [Node; 2] = [
-    Node { name: "node-1", v4: Ipv4Addr::new(172, 18, 0, 11), v6: lan6(0x11) },
-    Node { name: "node-2", v4: Ipv4Addr::new(172, 18, 0, 12), v6: lan6(0x12) },
+    Node {
+        name: "node-1",
+        v4: Ipv4Addr::new(172, 18, 0, 11),
+        v6: lan6(0x11),
+    },
+    Node {
+        name: "node-2",
+        v4: Ipv4Addr::new(172, 18, 0, 12),
+        v6: lan6(0x12),
+    },
 ];
 
 /// The pods.
-pub const PODS: [Pod; 4] = [pod("pod-1a", 0, 10), pod("pod-1b", 0, 11), pod("pod-2a", 1, 10), pod("pod-2b", 1, 11)];
+pub const PODS: [Pod; 4] = [
+    pod("pod-1a", 0, 10),
+    pod("pod-1b", 0, 11),
+    pod("pod-2a", 1, 10),
+    pod("pod-2b", 1, 11),
+];
 
 /// The client's IPv4 address.
 pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -196,7 +209,10 @@ impl Names {
     /// The names of the lab with this name: short, of letters, digits and hyphens.
     pub fn new(lab: &str) -> anyhow::Result<Self> {
         let fine = !lab.is_empty() && lab.len() <= 40 && lab.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        anyhow::ensure!(fine, "lab name {lab:?}: up to 40 letters, digits and hyphens are allowed");
+        anyhow::ensure!(
+            fine,
+            "lab name {lab:?}: up to 40 letters, digits and hyphens are allowed"
+        );
         Ok(Self { lab: lab.to_owned() })
     }
 

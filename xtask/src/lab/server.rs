@@ -38,7 +38,12 @@ fn echo(socket: &UdpSocket, pod: &str) {
             continue;
         };
         let request = String::from_utf8_lossy(&datagram[..length]).into_owned();
-        let seen = Seen { pod: pod.to_owned(), source, destination, request };
+        let seen = Seen {
+            pod: pod.to_owned(),
+            source,
+            destination,
+            request,
+        };
         if let Ok(answer) = serde_json::to_vec(&seen) {
             _ = socket.send_to(&answer, source);
         }
@@ -72,9 +77,21 @@ fn connection(stream: &TcpStream, pod: &str) -> io::Result<()> {
         let path = request.split(' ').nth(1).unwrap_or("/");
         if let Some(query) = path.strip_prefix("/download?") {
             let number = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.parse().ok());
-            download(stream, number("bytes=").unwrap_or(0), number("rate=").unwrap_or(u64::MAX))?;
+            download(
+                stream,
+                number("bytes=").unwrap_or(0),
+                number("rate=").unwrap_or(u64::MAX),
+            )?;
         } else {
-            answer(stream, &Seen { pod: pod.to_owned(), source, destination, request })?;
+            answer(
+                stream,
+                &Seen {
+                    pod: pod.to_owned(),
+                    source,
+                    destination,
+                    request,
+                },
+            )?;
         }
         if !keep {
             return Ok(());
@@ -90,7 +107,10 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> io::Result<()> {
 }
 
 fn download(mut stream: &TcpStream, bytes: u64, rate: u64) -> io::Result<()> {
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {bytes}\r\n\r\n")?;
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {bytes}\r\n\r\n"
+    )?;
     let start = Instant::now();
     let mut sent = 0;
     while sent < bytes {

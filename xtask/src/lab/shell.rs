@@ -19,7 +19,10 @@ pub fn links(names: &Names) -> String {
     }
     let mut veth = |a: Place, a_dev: &str, b: Place, b_dev: &str| {
         let (a, b) = (names.netns(a), names.netns(b));
-        _ = writeln!(script, "link add name {a_dev} netns {a} type veth peer name {b_dev} netns {b}");
+        _ = writeln!(
+            script,
+            "link add name {a_dev} netns {a} type veth peer name {b_dev} netns {b}"
+        );
     };
     veth(Place::Client, "eth0", Place::Router, "client");
     for (i, node) in NODES.iter().enumerate() {
@@ -65,7 +68,10 @@ for d in /proc/sys/net/ipv6/conf/*; do echo 0 >$d/accept_dad; echo 0 >$d/dad_tra
 /// XDP on the other side sees checksums as they are, so the peers complete theirs; and what XDP sends back into
 /// a veth is taken only by a peer that receives through NAPI, which GRO switches on.
 fn offloads(devices: &[&str]) -> String {
-    devices.iter().map(|d| format!("ethtool -K {d} tx off gro on >/dev/null\n")).collect()
+    devices
+        .iter()
+        .map(|d| format!("ethtool -K {d} tx off gro on >/dev/null\n"))
+        .collect()
 }
 
 /// What CNIs install: pods that talk to the world outside do so with their node's address.
@@ -95,7 +101,7 @@ fn client(batch: &mut String) {
 addr add 203.0.113.10/24 dev eth0
 addr add 2001:db8:113::10/64 dev eth0 nodad
 route add default via 203.0.113.1
--6 route add default via 2001:db8:113::1
+route add default via 2001:db8:113::1
 ",
     );
 }
@@ -119,7 +125,7 @@ addr add fd00:172:18::1/64 dev lan nodad
     for (i, node) in NODES.iter().enumerate() {
         let n = i + 1;
         _ = writeln!(batch, "route add 10.244.{n}.0/24 via {}", node.v4);
-        _ = writeln!(batch, "-6 route add fd00:10:244:{n}::/64 via {}", node.v6);
+        _ = writeln!(batch, "route add fd00:10:244:{n}::/64 via {}", node.v6);
     }
 }
 
@@ -127,7 +133,10 @@ addr add fd00:172:18::1/64 dev lan nodad
 pub fn announce(node: usize) -> String {
     let [v4, v6] = LOAD_BALANCER_CIDRS;
     let node = &NODES[node];
-    format!("route replace {v4} via {}\n-6 route replace {v6} via {}\n", node.v4, node.v6)
+    format!(
+        "route replace {v4} via {}\nroute replace {v6} via {}\n",
+        node.v4, node.v6
+    )
 }
 
 fn node(batch: &mut String, network: Network, i: usize) {
@@ -139,14 +148,14 @@ fn node(batch: &mut String, network: Network, i: usize) {
 addr add {}/24 dev eth0
 addr add {}/64 dev eth0 nodad
 route add default via 172.18.0.1
--6 route add default via fd00:172:18::1
+route add default via fd00:172:18::1
 ",
         node.v4, node.v6
     );
     match network {
         Network::Routed | Network::Bridge => {
             _ = writeln!(batch, "route add 10.244.{m}.0/24 via {}", other.v4);
-            _ = writeln!(batch, "-6 route add fd00:10:244:{m}::/64 via {}", other.v6);
+            _ = writeln!(batch, "route add fd00:10:244:{m}::/64 via {}", other.v6);
         }
         Network::Vxlan => {
             // As flannel does it: one device, static entries for the other node, its pods behind that.
@@ -159,8 +168,8 @@ addr add fd00:10:244:{n}::254/128 dev vxlan0 nodad
 neigh add 10.244.{m}.254 lladdr 0a:58:0a:f4:0{m}:00 nud permanent dev vxlan0
 neigh add fd00:10:244:{m}::254 lladdr 0a:58:0a:f4:0{m}:00 nud permanent dev vxlan0
 route add 10.244.{m}.0/24 via 10.244.{m}.254 dev vxlan0 onlink
--6 route add fd00:10:244:{m}::254/128 dev vxlan0
--6 route add fd00:10:244:{m}::/64 via fd00:10:244:{m}::254 dev vxlan0 onlink
+route add fd00:10:244:{m}::254/128 dev vxlan0
+route add fd00:10:244:{m}::/64 via fd00:10:244:{m}::254 dev vxlan0 onlink
 ",
                 node.v4, other.v4
             );
@@ -187,7 +196,7 @@ addr add fd00:10:244:{n}::1/64 dev cni0 nodad
 addr add 10.244.{n}.1/32 dev {dev}
 addr add fd00:10:244:{n}::1/128 dev {dev} nodad
 route add {} dev {dev} scope link
--6 route add {} dev {dev}
+route add {} dev {dev}
 ",
                 mtu(network),
                 pod.v4,
@@ -200,7 +209,11 @@ route add {} dev {dev} scope link
 fn pod(batch: &mut String, network: Network, i: usize) {
     let pod = &PODS[i];
     let n = pod.node + 1;
-    let (len4, len6) = if network == Network::Bridge { (24, 64) } else { (32, 128) };
+    let (len4, len6) = if network == Network::Bridge {
+        (24, 64)
+    } else {
+        (32, 128)
+    };
     _ = write!(
         batch,
         "link set eth0 mtu {} up
@@ -213,10 +226,10 @@ addr add {}/{len6} dev eth0 nodad
     );
     if network != Network::Bridge {
         _ = writeln!(batch, "route add 10.244.{n}.1 dev eth0 scope link");
-        _ = writeln!(batch, "-6 route add fd00:10:244:{n}::1 dev eth0");
+        _ = writeln!(batch, "route add fd00:10:244:{n}::1 dev eth0");
     }
     _ = writeln!(batch, "route add default via 10.244.{n}.1");
-    _ = writeln!(batch, "-6 route add default via fd00:10:244:{n}::1");
+    _ = writeln!(batch, "route add default via fd00:10:244:{n}::1");
 }
 
 const fn mtu(network: Network) -> u16 {
@@ -269,7 +282,11 @@ mod tests {
     fn only_nodes_masquerade() {
         for place in Place::ALL {
             let script = namespace(Network::Routed, place);
-            assert_eq!(script.contains("masquerade"), matches!(place, Place::Node(_)), "{place:?}");
+            assert_eq!(
+                script.contains("masquerade"),
+                matches!(place, Place::Node(_)),
+                "{place:?}"
+            );
         }
     }
 

@@ -1,0 +1,3 @@
+//! The part of xtask that tests use too: the [`lab`].
+
+pub mod lab;
