@@ -4,7 +4,7 @@
 //! functions run in three places: in the kernel (`lb-ebpf` implements the environment on BPF maps), in tests
 //! on the host (the `testing` feature implements it on ordinary collections), and in the command line.
 //!
-//! Start reading at `datapath`: it is the whole path of a packet on one page.
+//! Start reading at [`datapath`]: it is the whole path of a packet on one page.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(
@@ -18,4 +18,8 @@
 extern crate std;
 
 pub mod abi;
+pub mod checksum;
+pub mod datapath;
+pub mod env;
 pub mod hash;
+pub mod wire;

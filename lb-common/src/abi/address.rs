@@ -4,25 +4,27 @@ use core::fmt;
 use core::hash::Hash;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// An IPv4 address. Kept as one word, since the BPF target loads it with one instruction that way; the bytes in
 /// memory are those of the packet.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Addr4(u32);
 
 /// An IPv6 address, as four words for the reason given at [`Addr4`].
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Addr6([u32; 4]);
 
 /// A port number of TCP, UDP or SCTP.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Port(u16);
 
 /// An Ethernet address.
 #[repr(C, align(2))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Mac(pub [u8; 6]);
 
 impl Addr4 {
@@ -79,6 +81,12 @@ impl Port {
     pub const fn raw(self) -> u16 {
         self.0
     }
+
+    /// The port of two bytes as they lie in memory.
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
+    }
 }
 
 /// What the packet logic needs of an address, whichever its family.
@@ -86,6 +94,9 @@ pub trait Address: Copy + Eq + Hash + Default + fmt::Debug + Into<IpAddr> + 'sta
     /// The address as 32-bit words in memory order. IPv4 fills the first and leaves three zeros, which change
     /// neither a hash nor a checksum.
     fn words(&self) -> [u32; 4];
+
+    /// The address of such words.
+    fn from_words(words: [u32; 4]) -> Self;
 }
 
 impl Address for Addr4 {
@@ -93,12 +104,23 @@ impl Address for Addr4 {
     fn words(&self) -> [u32; 4] {
         [self.0, 0, 0, 0]
     }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        let [first, ..] = words;
+        Self(first)
+    }
 }
 
 impl Address for Addr6 {
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
         self.0
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
     }
 }
 

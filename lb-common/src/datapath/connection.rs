@@ -1,0 +1,334 @@
+//! Known connections, and the writing of new ones. The table's layout is drawn at [`crate::abi::Connection`].
+
+use super::frontend::Client;
+use super::parse::{Headers, Ip};
+use super::rewrite::{self, Macs, Translation};
+use super::select::Chosen;
+use super::{Step, Verdict};
+use crate::abi::{
+    Connection, Direction, DropReason, Family, Frontend, Hook, Mac, Outcome, Port, Tuple, adjacency_flags,
+    backend_flags, conn_flags, tcp_state,
+};
+use crate::env::{ConnectionEntry, Draft, Env, InsertError, Packet, Tables};
+use crate::wire::tcp_flags;
+
+/// How often another port is tried when one is taken.
+const PORT_TRIES: u32 = 16;
+
+/// Whether a packet that hits an entry opens a new connection all the same: a SYN on a connection that has been
+/// closed, or whose backend no Service uses any more.
+#[inline(always)]
+pub fn starts_anew<F: Family, E: Tables<F>>(env: &E, known: &Connection<F::Addr>, headers: &Headers<F>) -> bool {
+    if headers.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) != tcp_flags::SYN || known.flags & conn_flags::FORWARD == 0
+    {
+        return false;
+    }
+    known.state & (tcp_state::FIN | tcp_state::RST) != 0
+        || env
+            .backend(known.backend)
+            .is_none_or(|backend| backend.flags & backend_flags::LIVE == 0)
+}
+
+/// A packet of a known connection: notes that it was seen, and translates it.
+#[inline(always)]
+pub fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    entry: &<E as Tables<F>>::Entry,
+    known: Connection<F::Addr>,
+) -> Step {
+    let now = env.now();
+    let state = known.state | tcp_state::CONFIRMED | closing(headers.tcp_flags);
+    // Written only when it changes: the cache line may be shared with another CPU.
+    if now != known.last_seen || state != known.state {
+        entry.touch(now, state);
+    }
+    if matches!(P::HOOK, Hook::Xdp) {
+        if known.flags & conn_flags::FORWARD != 0
+            && let Some(macs) = rewrite::macs(packet)
+            && macs.src != known.client_mac
+        {
+            learn::<F, E>(env, headers, &known, entry, macs.src);
+        }
+        if let Some(next) = next_hop::<F, P, E>(packet, env, headers, &known) {
+            return send::<F, P>(packet, headers, &known, next);
+        }
+    }
+    apply::<F, P>(packet, headers, &known)
+}
+
+/// The first packet of a connection: writes its entries and translates it.
+///
+/// # Errors
+/// If there is no room in the table, no port or no address to masquerade with.
+#[inline(always)]
+pub fn begin<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    frontend: &Frontend,
+    client: Client<F>,
+    chosen: &Chosen<F>,
+) -> Step {
+    let is_masqueraded = client.origin.is_masqueraded(frontend) && chosen.backend.flags & backend_flags::NODE_ADDRESS == 0
+        // Hairpin: a pod reaches itself. It would answer itself directly, were its own address the source.
+        || chosen.backend.addr == headers.src;
+    let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+    draft.primary_key = headers.tuple(Direction::Ingress);
+    draft.primary = Connection {
+        src: headers.src,
+        dst: chosen.backend.addr,
+        src_port: headers.src_port,
+        dst_port: chosen.backend.port,
+        last_seen: env.now(),
+        adjacency: chosen.backend.adjacency,
+        service_port: frontend.service_port,
+        backend: chosen.id,
+        ifindex: packet.ifindex(),
+        client_mac: rewrite::macs(packet).map_or_else(Mac::default, |macs| macs.src),
+        state: closing(headers.tcp_flags),
+        flags: conn_flags::FORWARD
+            | if matches!(P::HOOK, Hook::Xdp) {
+                conn_flags::BY_XDP
+            } else {
+                0
+            }
+            | if chosen.backend.flags & backend_flags::LOCAL != 0 {
+                conn_flags::LOCAL
+            } else {
+                0
+            }
+            | if is_masqueraded { conn_flags::SNAT } else { 0 },
+    };
+    record::<F, E>(env, &mut draft)?;
+    if matches!(P::HOOK, Hook::Xdp)
+        && let Some(next) = next_hop::<F, P, E>(packet, env, headers, &draft.primary)
+    {
+        return send::<F, P>(packet, headers, &draft.primary, next);
+    }
+    apply::<F, P>(packet, headers, &draft.primary)
+}
+
+/// Writes the entries of a new connection, replies first, so that whoever finds the primary one finds all. What is
+/// written before an error expires by itself: the client sends its packet again.
+#[inline(always)]
+fn record<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    // Back out of the node: the backend's address becomes the frontend's.
+    let key = draft.primary_key;
+    draft.reply_key = Tuple {
+        src: draft.primary.dst,
+        dst: key.src,
+        src_port: draft.primary.dst_port,
+        dst_port: key.src_port,
+        direction: Direction::Egress as u8,
+        ..key
+    };
+    draft.reply = Connection {
+        src: key.dst,
+        dst: key.src,
+        src_port: key.dst_port,
+        dst_port: key.src_port,
+        state: 0,
+        flags: draft.primary.flags & !conn_flags::FORWARD,
+        ..draft.primary
+    };
+    claim_reply::<F, E>(env, draft)?;
+    if draft.primary.flags & conn_flags::SNAT != 0 {
+        masquerade::<F, E>(env, draft)?;
+    }
+    Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull)
+}
+
+/// Writes the two further entries of a connection with source translation.
+#[inline(always)]
+fn masquerade<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    let address = Tables::<F>::adjacency(env, draft.primary.adjacency).map_or_else(F::Addr::default, |a| a.masquerade);
+    if address == F::Addr::default() {
+        return Err(DropReason::NoMasqueradeAddress);
+    }
+    // Back into the node: the masquerade address becomes the client's, as the backend's side of the node sees it.
+    draft.reply_in_key = Tuple {
+        dst: address,
+        direction: Direction::Ingress as u8,
+        ..draft.reply_key
+    };
+    if draft.primary.flags & conn_flags::BOTH != 0 {
+        draft.reply.flags &= !conn_flags::BOTH;
+        draft.reply.dst_port = draft.reply_key.dst_port;
+        draft.reply.ifindex = 0; // XDP must not answer the client: TC egress restores its port.
+    }
+    let port = claim(env, |env, port| {
+        draft.reply_in_key.dst_port = port;
+        Tables::<F>::add_connection(env, &draft.reply_in_key, &draft.reply)
+    })?;
+    // Out of the node: the client's address becomes the masquerade address. The frontend is kept beside.
+    draft.out_key = Tuple {
+        src: draft.reply_key.dst,
+        dst: draft.reply_key.src,
+        src_port: draft.reply_key.dst_port,
+        dst_port: draft.reply_key.src_port,
+        ..draft.reply_key
+    };
+    draft.out = Connection {
+        src: address,
+        src_port: port,
+        dst: draft.primary_key.dst,
+        dst_port: draft.primary_key.dst_port,
+        flags: draft.primary.flags & !conn_flags::BOTH,
+        state: 0,
+        ..draft.primary
+    };
+    if draft.primary.flags & conn_flags::BOTH == 0 {
+        draft.primary.src = address;
+        draft.primary.src_port = port;
+    }
+    Tables::<F>::put_connection(env, &draft.out_key, &draft.out).map_err(|_| DropReason::TableFull)
+}
+
+/// Adds the entry for replies as they leave the node. The client keeps its port towards the backend, unless another
+/// connection of the client has it there, by another frontend: then this one gets another port as it enters the
+/// node, and its own back as it leaves ([`conn_flags::BOTH`]).
+#[inline(always)]
+fn claim_reply<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    match Tables::<F>::add_connection(env, &draft.reply_key, &draft.reply) {
+        Ok(()) => return Ok(()),
+        Err(InsertError::Full) => return Err(DropReason::TableFull),
+        Err(InsertError::Exists) => {}
+    }
+    let is_free = Tables::<F>::connection(env, &draft.reply_key).is_none_or(|entry| {
+        let other: Connection<F::Addr> = entry.get();
+        let is_same = other.src == draft.reply.src && other.src_port == draft.reply.src_port;
+        is_same || other.state & (tcp_state::FIN | tcp_state::RST) != 0
+    });
+    if is_free {
+        return Tables::<F>::put_connection(env, &draft.reply_key, &draft.reply).map_err(|_| DropReason::TableFull);
+    }
+    draft.reply.flags |= conn_flags::BOTH;
+    draft.primary.flags |= conn_flags::BOTH;
+    let port = claim(env, |env, port| {
+        draft.reply_key.dst_port = port;
+        Tables::<F>::add_connection(env, &draft.reply_key, &draft.reply)
+    })?;
+    draft.primary.src_port = port;
+    Ok(())
+}
+
+/// Tries ports of the range for source translation, from a random one on, until one is free.
+#[inline(always)]
+fn claim<E: Env>(env: &E, mut add: impl FnMut(&E, Port) -> Result<(), InsertError>) -> Result<Port, DropReason> {
+    let config = env.config();
+    let ports = u32::from(config.snat_port_max)
+        .wrapping_sub(u32::from(config.snat_port_min))
+        .wrapping_add(1);
+    let random = env.random();
+    for attempt in 0..PORT_TRIES {
+        // Scattered, not in a row: where one port is taken its neighbours often are.
+        let spread = random.wrapping_add(attempt.wrapping_mul(0x9E37_79B1));
+        let offset = (u64::from(spread).wrapping_mul(u64::from(ports)) >> 32) as u16;
+        let port = Port::new(config.snat_port_min.wrapping_add(offset));
+        match add(env, port) {
+            Ok(()) => return Ok(port),
+            Err(InsertError::Full) => return Err(DropReason::TableFull),
+            Err(InsertError::Exists) => {}
+        }
+    }
+    Err(DropReason::SnatPortsExhausted)
+}
+
+/// Hands the packet on to the node's stack, or out of the device: in TC and where XDP cannot send it itself.
+#[inline(always)]
+fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connection<F::Addr>) -> Step {
+    let mut t = Translation::of(headers);
+    let both = known.flags & conn_flags::BOTH != 0;
+    if matches!(P::HOOK, Hook::Egress) || both {
+        t.src = (known.src, known.src_port);
+    }
+    if !matches!(P::HOOK, Hook::Egress) || both {
+        t.dst = (known.dst, known.dst_port);
+    }
+    packet.translate(&t).ok_or(DropReason::Malformed)?;
+    Ok((Verdict::Pass, Outcome::Translated))
+}
+
+/// Sends the packet out by the device that it came in by.
+#[inline(always)]
+fn send<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connection<F::Addr>, next: Macs) -> Step {
+    let mut t = Translation::of(headers);
+    t.src = (known.src, known.src_port);
+    t.dst = (known.dst, known.dst_port);
+    t.ttl = headers.ttl.wrapping_sub(1);
+    packet.translate(&t).ok_or(DropReason::Malformed)?;
+    rewrite::link(packet, next.src, next.dst).ok_or(DropReason::Malformed)?;
+    Ok((Verdict::Reflect, Outcome::Forwarded))
+}
+
+/// The link addresses to send a packet with, if it can leave by the device that it came in by, without the stack:
+/// the backend's next hop, or on the way back the client's.
+#[inline(always)]
+fn next_hop<F: Ip, P: Packet, E: Tables<F>>(
+    packet: &P,
+    env: &E,
+    headers: &Headers<F>,
+    known: &Connection<F::Addr>,
+) -> Option<Macs> {
+    if headers.ttl <= 1 || headers.tagged || known.flags & conn_flags::BOTH != 0 {
+        return None;
+    }
+    if known.flags & conn_flags::FORWARD == 0 {
+        let own = rewrite::macs(packet)?.dst;
+        let answered_here = known.ifindex == packet.ifindex() && known.client_mac != Mac::default();
+        return if answered_here {
+            Some(Macs {
+                dst: known.client_mac,
+                src: own,
+            })
+        } else {
+            None
+        };
+    }
+    if known.flags & conn_flags::LOCAL != 0 {
+        return None;
+    }
+    let next = env.adjacency(known.adjacency)?;
+    if next.flags & adjacency_flags::FAST == 0
+        || next.ifindex != packet.ifindex()
+        || headers.ip_len > u32::from(next.mtu)
+    {
+        return None;
+    }
+    Some(Macs {
+        dst: next.dst_mac,
+        src: next.src_mac,
+    })
+}
+
+/// The client is met by another next hop than before: answer it there.
+#[inline(always)]
+fn learn<F: Ip, E: Env + Tables<F>>(
+    env: &E,
+    headers: &Headers<F>,
+    known: &Connection<F::Addr>,
+    entry: &<E as Tables<F>>::Entry,
+    client_mac: Mac,
+) {
+    entry.learn(client_mac);
+    if known.flags & conn_flags::SNAT != 0 {
+        let back = Tuple::new(
+            Direction::Ingress,
+            headers.protocol,
+            (known.dst, known.dst_port),
+            (known.src, known.src_port),
+        );
+        if let Some(reply) = Tables::<F>::connection(env, &back) {
+            reply.learn(client_mac);
+        }
+    }
+}
+
+/// What a packet's TCP flags say of the end of its connection.
+#[inline(always)]
+fn closing(flags: u8) -> u8 {
+    (if flags & tcp_flags::FIN != 0 { tcp_state::FIN } else { 0 })
+        | (if flags & tcp_flags::RST != 0 { tcp_state::RST } else { 0 })
+}

@@ -1,0 +1,112 @@
+//! What a destination means, and who may use it.
+
+use super::parse::{Headers, Ip};
+use crate::abi::{BackendSet, DropReason, Family, Frontend, FrontendKey, Port, frontend_flags};
+use crate::env::Tables;
+
+/// What the frontend tables say of a destination.
+#[derive(Clone, Copy, Debug)]
+pub enum Match {
+    /// It is a frontend (or an undefined port of a ClusterIP, which is a frontend without backends).
+    Frontend(Frontend),
+    /// It is none.
+    None,
+}
+
+/// Where a client is, as seen from this node. Policies and masquerading depend on it (rules 28 to 36).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Elsewhere: outside the cluster, another node, a pod of another node.
+    External,
+    /// A pod on this node.
+    Pod,
+    /// A process in this node's own network namespace.
+    Node,
+}
+
+impl Origin {
+    /// The backends for clients from here, and what an empty set means: [`DropReason`] or, if none, a reject.
+    #[inline(always)]
+    pub fn backends(self, frontend: &Frontend) -> (BackendSet, Option<DropReason>) {
+        let (set, drop) = match self {
+            Self::External => (frontend.external, frontend.flags & frontend_flags::DROP_EXTERNAL),
+            Self::Pod | Self::Node => (frontend.internal, frontend.flags & frontend_flags::DROP_INTERNAL),
+        };
+        (
+            set,
+            if drop != 0 {
+                Some(DropReason::NoLocalEndpoint)
+            } else {
+                None
+            },
+        )
+    }
+
+    /// Whether the frontend wants clients from here to be masqueraded.
+    #[inline(always)]
+    pub fn is_masqueraded(self, frontend: &Frontend) -> bool {
+        let flag = match self {
+            Self::External => frontend_flags::MASQUERADE_EXTERNAL,
+            Self::Pod => frontend_flags::MASQUERADE_POD,
+            Self::Node => frontend_flags::MASQUERADE_NODE,
+        };
+        frontend.flags & flag != 0
+    }
+}
+
+/// A client that may use a frontend.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<F: Family> {
+    /// Its address; the unspecified one for a process of this node whose socket is not bound yet.
+    pub addr: F::Addr,
+    /// Where it is.
+    pub origin: Origin,
+}
+
+/// Looks up the destination of a packet: address, port and protocol first, then the address alone.
+#[inline(always)]
+pub fn find<F: Ip, E: Tables<F>>(env: &E, headers: &Headers<F>) -> Match {
+    lookup::<F, E>(env, headers.dst, headers.dst_port, headers.protocol)
+}
+
+/// Looks up a destination.
+#[inline(always)]
+pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, protocol: u8) -> Match {
+    let exact = FrontendKey {
+        addr,
+        port,
+        protocol,
+        pad: 0,
+    };
+    if let Some(found) = env.frontend(&exact) {
+        return Match::Frontend(found);
+    }
+    match env.frontend(&FrontendKey {
+        addr,
+        port: Port::default(),
+        protocol: 0,
+        pad: 0,
+    }) {
+        Some(other_ports) => Match::Frontend(other_ports),
+        None => Match::None,
+    }
+}
+
+/// Lets a client in, or says why not.
+#[inline(always)]
+pub fn admit<F: Ip, E: Tables<F>>(env: &E, frontend: &Frontend, headers: &Headers<F>) -> Result<Client<F>, DropReason> {
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !env.in_source_ranges(frontend.service_port, &headers.src)
+    {
+        return Err(DropReason::SourceRange);
+    }
+    // Packets of the node's own processes do not pass ingress hooks: nobody here can be the node itself.
+    let origin = if env.is_local_pod(&headers.src) {
+        Origin::Pod
+    } else {
+        Origin::External
+    };
+    Ok(Client {
+        addr: headers.src,
+        origin,
+    })
+}

@@ -1,0 +1,229 @@
+//! Headers as they lie in packets, and the walk over them.
+//!
+//! ```text
+//!   Ethernet (14) [VLAN (4) [VLAN (4)]]  │ IPv4 (20..60)                     │ TCP | UDP
+//!   nothing, on devices without links    │ IPv6 (40) [extension headers ...] │
+//! ```
+//!
+//! Fields wider than a byte are kept as the packet has them, in network byte order: in [`Port`], [`Addr4`],
+//! [`Addr6`], [`Mac`], or as [`Be16`].
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::abi::{Addr4, Addr6, Mac, Port};
+
+/// A header: plain bytes, without padding, that can be read from and written to any offset of a packet.
+pub trait Wire: FromBytes + IntoBytes + Immutable + Copy + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Wire for T {}
+
+/// Two bytes in network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Be16(u16);
+
+impl Be16 {
+    /// From a number in host order.
+    #[inline(always)]
+    pub const fn new(host: u16) -> Self {
+        Self(host.to_be())
+    }
+
+    /// The number in host order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// As it lies in memory, for checksums.
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+
+    /// From what lies in memory.
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
+    }
+}
+
+/// EtherType values.
+pub mod ethertype {
+    use super::Be16;
+    /// IPv4.
+    pub const IPV4: Be16 = Be16::new(0x0800);
+    /// IPv6.
+    pub const IPV6: Be16 = Be16::new(0x86dd);
+    /// IEEE 802.1Q tag.
+    pub const VLAN: Be16 = Be16::new(0x8100);
+    /// IEEE 802.1ad service tag.
+    pub const SERVICE_VLAN: Be16 = Be16::new(0x88a8);
+}
+
+/// Numbers of the IPv6 extension headers that may stand before the transport header, and of ICMP.
+pub mod next_header {
+    /// Hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// Routing.
+    pub const ROUTING: u8 = 43;
+    /// Fragment.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header; its length counts words of 4 bytes.
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// Destination options.
+    pub const DESTINATION: u8 = 60;
+}
+
+/// Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: Mac,
+    /// Source.
+    pub src: Mac,
+    /// What follows.
+    pub ethertype: Be16,
+}
+
+/// VLAN tag, after the EtherType that announced it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vlan {
+    /// Priority and VLAN id.
+    pub tci: Be16,
+    /// What follows.
+    pub ethertype: Be16,
+}
+
+/// IPv4 header without options.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ipv4 {
+    /// 4 in the upper half, header length in words of 4 bytes in the lower.
+    pub version_ihl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Length of header and payload in bytes.
+    pub total_len: Be16,
+    /// Identification.
+    pub id: Be16,
+    /// Flags (three bits) and fragment offset (units of 8 bytes).
+    pub fragment: Be16,
+    /// Time to live, hops.
+    pub ttl: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Header checksum.
+    pub check: Be16,
+    /// Source.
+    pub src: Addr4,
+    /// Destination.
+    pub dst: Addr4,
+}
+
+/// IPv6 header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ipv6 {
+    /// Version (6, upper half) and part of the traffic class.
+    pub version_class: u8,
+    /// Rest of the traffic class, and flow label.
+    pub flow: [u8; 3],
+    /// Bytes after this header.
+    pub payload_len: Be16,
+    /// Number of the next header.
+    pub next_header: u8,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// Source.
+    pub src: Addr6,
+    /// Destination.
+    pub dst: Addr6,
+}
+
+/// First bytes of an IPv6 extension header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Extension {
+    /// Number of the next header.
+    pub next_header: u8,
+    /// Length beyond the first 8 bytes, in units of 8 (authentication: 4, beyond the first 2 units).
+    pub length: u8,
+}
+
+/// TCP header up to and with its checksum.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tcp {
+    /// Source port.
+    pub src: Port,
+    /// Destination port.
+    pub dst: Port,
+    /// Sequence number.
+    pub seq: [u8; 4],
+    /// Acknowledgement number.
+    pub ack: [u8; 4],
+    /// Header length in words of 4 bytes, upper half.
+    pub offset: u8,
+    /// See [`tcp_flags`].
+    pub flags: u8,
+    /// Window.
+    pub window: Be16,
+    /// Checksum.
+    pub check: Be16,
+}
+
+/// Flags of a TCP header.
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Opens a connection.
+    pub const SYN: u8 = 2;
+    /// Resets the connection.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 16;
+}
+
+/// UDP header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Udp {
+    /// Source port.
+    pub src: Port,
+    /// Destination port.
+    pub dst: Port,
+    /// Length of header and payload.
+    pub len: Be16,
+    /// Checksum; 0 over IPv4 = none was computed.
+    pub check: Be16,
+}
+
+/// ICMP and ICMPv6 header of an error.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum.
+    pub check: Be16,
+    /// Rest of the header; its meaning depends on the type.
+    pub rest: [u8; 4],
+}
+
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECK_OFFSET: u32 = 16;
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECK_OFFSET: u32 = 6;
+
+const _: () = {
+    assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40);
+    assert!(size_of::<Tcp>() == 18 && size_of::<Udp>() == 8 && size_of::<Icmp>() == 8);
+};

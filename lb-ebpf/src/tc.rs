@@ -1,0 +1,225 @@
+//! A packet as TC sees it: an skb, whose checksums may be partial or complete, whose data may lie in pages, and
+//! which may be many packets in one (GSO). All writes therefore go through the kernel's helpers.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use core::mem::MaybeUninit;
+use lb_common::abi::{Address, Hook, Port, protocol};
+use lb_common::checksum::Delta;
+use lb_common::datapath::{self, Ip, Translation, Verdict};
+use lb_common::env::Packet;
+use lb_common::wire::{Be16, Ethernet, Wire};
+
+use crate::env::Kernel;
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace`: since Linux 6.16 it keeps the sum beside the packet right when IPv6
+/// addresses change, which no header checksum makes up for. Older kernels refuse it.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// See `xdp::FARTHEST`.
+const FARTHEST: u32 = 0x7ff;
+
+/// A packet at a TC hook: ingress or egress, of a device with Ethernet headers or without.
+pub struct TcPacket<const EGRESS: bool, const ETHERNET: bool> {
+    skb: *mut __sk_buff,
+}
+
+impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
+    /// Offset of the IP header when there are no tags.
+    const L3: u32 = if ETHERNET { size_of::<Ethernet>() as u32 } else { 0 };
+
+    #[inline(always)]
+    fn store_bytes<T>(&mut self, at: u32, value: &T) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet; `value` is readable for its size.
+        let code = unsafe {
+            bpf_skb_store_bytes(
+                self.skb,
+                at,
+                core::ptr::from_ref(value).cast(),
+                size_of::<T>() as u32,
+                0,
+            )
+        };
+        if code == 0 { Some(()) } else { None }
+    }
+
+    /// Brings a transport checksum in line with a change of addresses.
+    #[inline(always)]
+    fn check_addresses<F: Ip>(&mut self, t: &Translation<F>, delta: Delta) -> Option<()> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled(t);
+        let sum = u64::from(delta.sum());
+        // SAFETY: the helper checks the bounds of the packet.
+        let replace = |flags| unsafe { bpf_l4_csum_replace(self.skb, t.check_offset(), 0, sum, flags) };
+        if F::IS_V6 && replace(flags | BPF_F_IPV6) == 0 {
+            return Some(());
+        }
+        if replace(flags) == 0 { Some(()) } else { None }
+    }
+
+    /// Brings a transport checksum in line with a change of ports.
+    #[inline(always)]
+    fn check_ports<F: Ip>(&mut self, t: &Translation<F>, delta: Delta) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet.
+        let code = unsafe { bpf_l4_csum_replace(self.skb, t.check_offset(), 0, u64::from(delta.sum()), mangled(t)) };
+        if code == 0 { Some(()) } else { None }
+    }
+}
+
+/// UDP: no checksum stays none, and a sum of zero becomes all ones.
+#[inline(always)]
+fn mangled<F: Ip>(t: &Translation<F>) -> u64 {
+    if t.headers.protocol == protocol::UDP {
+        u64::from(BPF_F_MARK_MANGLED_0)
+    } else {
+        0
+    }
+}
+
+impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHERNET> {
+    const HOOK: Hook = if EGRESS { Hook::Egress } else { Hook::Ingress };
+    const ETHERNET: bool = ETHERNET;
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel gives a valid context, and its fields are plain numbers.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> Be16 {
+        // SAFETY: as above; the field holds the EtherType in network order.
+        Be16::from_raw(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, at: u32) -> Option<T> {
+        // SAFETY: as in `ifindex`.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let start = data.wrapping_add((at & FARTHEST) as usize);
+        if start.wrapping_add(size_of::<T>()) <= end {
+            // SAFETY: in bounds, and any bytes are a `T`; unaligned loads are allowed on this target.
+            return Some(unsafe { (start as *const T).read() });
+        }
+        // The header lies in pages, not in the linear part.
+        let mut header = MaybeUninit::<T>::uninit();
+        // SAFETY: `header` is writable for its size; the helper checks the bounds of the packet.
+        let code =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), at, header.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        // SAFETY: the helper has filled it, and any bytes are a `T`.
+        if code == 0 {
+            Some(unsafe { header.assume_init() })
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, at: u32, header: &T) -> Option<()> {
+        self.store_bytes(at, header)
+    }
+
+    #[inline(always)]
+    fn translate<F: Ip>(&mut self, t: &Translation<F>) -> Option<()> {
+        let h = &t.headers;
+        let addresses = Delta::default().address(&h.src, &t.src.0).address(&h.dst, &t.dst.0);
+        let addresses_at = if F::IS_V6 { 8 } else { 12 };
+        if h.src != t.src.0 || h.dst != t.dst.0 {
+            if !F::IS_V6 {
+                // SAFETY: the helper checks the bounds of the packet.
+                let code =
+                    unsafe { bpf_l3_csum_replace(self.skb, h.l3.wrapping_add(10), 0, u64::from(addresses.sum()), 0) };
+                if code != 0 {
+                    return None;
+                }
+            }
+            if !t.unchecked() {
+                self.check_addresses(t, addresses)?;
+            }
+            self.store_bytes(h.l3.wrapping_add(addresses_at), &[t.src.0, t.dst.0])?;
+        }
+        if h.src_port != t.src.1 || h.dst_port != t.dst.1 {
+            if !t.unchecked() {
+                self.check_ports(t, Delta::default().port(h.src_port, t.src.1).port(h.dst_port, t.dst.1))?;
+            }
+            self.store_bytes::<[Port; 2]>(h.l4, &[t.src.1, t.dst.1])?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn open(&mut self, keep: u32, room: u32) -> Option<()> {
+        // SAFETY: both helpers check what they are asked for.
+        let code = unsafe { bpf_skb_change_tail(self.skb, Self::L3.wrapping_add(keep), 0) };
+        if code != 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        let code = unsafe { bpf_skb_adjust_room(self.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) };
+        if code == 0 { Some(()) } else { None }
+    }
+}
+
+/// Packets go on to the next program of the hook, if there is one, and then their way.
+#[inline(always)]
+fn act(verdict: Verdict, ifindex: u32) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+        Verdict::Reflect => {
+            // SAFETY: the helper notes the device for the kernel to act on after TC_ACT_REDIRECT.
+            unsafe { bpf_redirect(ifindex, 0) };
+            TC_ACT_REDIRECT as i32
+        }
+    }
+}
+
+#[inline(always)]
+fn run<const EGRESS: bool, const ETHERNET: bool>(ctx: &TcContext) -> i32 {
+    let mut packet = TcPacket::<EGRESS, ETHERNET> { skb: ctx.skb.skb };
+    let verdict = if EGRESS {
+        datapath::egress(&mut packet, &Kernel)
+    } else {
+        datapath::ingress(&mut packet, &Kernel)
+    };
+    act(verdict, packet.ifindex())
+}
+
+/// Into the node by a device with Ethernet headers.
+#[classifier]
+fn fairway_ingress(ctx: TcContext) -> i32 {
+    run::<false, true>(&ctx)
+}
+
+/// Out of the node by a device with Ethernet headers.
+#[classifier]
+fn fairway_egress(ctx: TcContext) -> i32 {
+    run::<true, true>(&ctx)
+}
+
+/// Into the node by a device without link headers.
+#[classifier]
+fn fairway_ingress_l3(ctx: TcContext) -> i32 {
+    run::<false, false>(&ctx)
+}
+
+/// Out of the node by a device without link headers.
+#[classifier]
+fn fairway_egress_l3(ctx: TcContext) -> i32 {
+    run::<true, false>(&ctx)
+}
+
+/// An array of two addresses lies in memory as the header has it.
+const _: () = {
+    const fn fits<A: Address>() -> bool {
+        size_of::<[A; 2]>() == 2 * size_of::<A>()
+    }
+    assert!(fits::<lb_common::abi::Addr4>() && fits::<lb_common::abi::Addr6>());
+};
