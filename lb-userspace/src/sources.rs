@@ -3,6 +3,7 @@
 //! A source is a task that sends [`Event`]s. Nothing is programmed before it has sent one complete list of Services
 //! and one of EndpointSlices. A source that loses its origin simply sends nothing more: the last state stays.
 
+pub mod kube;
 pub mod manifests;
 
 use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};

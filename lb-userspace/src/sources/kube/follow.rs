@@ -1,0 +1,158 @@
+//! Following one kind of objects.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::Event;
+use super::contact::{Contact, status};
+use super::kinds::Kind;
+
+/// A watch that has failed and then been silent for so long is taken to work again: a quiet cluster has no news.
+/// Longer than a connection may take to be made.
+const SILENCE_IS_GOOD: Duration = Duration::from_secs(8);
+
+/// Sends all objects of the kind, then every change, until nobody listens.
+pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Contact>, news: mpsc::Sender<Event>) {
+    let requests = kind.requests();
+    let mut request = 0;
+    loop {
+        let api = Api::<K::Object>::all(client.clone());
+        let mut stream = pin!(watcher(api, requests[request].clone()));
+        let mut pause = Pause::default();
+        let mut lost = false;
+        let mut list = Vec::new();
+        loop {
+            let item = if lost {
+                match timeout(SILENCE_IS_GOOD, stream.next()).await {
+                    Ok(item) => item,
+                    Err(_) => {
+                        lost = false;
+                        contact.answered(K::NAME);
+                        pause = Pause::default();
+                        continue;
+                    }
+                }
+            } else {
+                stream.next().await
+            };
+            let event = match item {
+                // The watcher says this before it has asked for anything.
+                Some(Ok(watcher::Event::Init)) => {
+                    list = Vec::new();
+                    continue;
+                }
+                Some(Ok(event)) => event,
+                Some(Err(error)) => {
+                    if not_understood(&error) && request + 1 < requests.len() {
+                        tracing::debug!(kind = K::NAME, %error, "the API server is older: asking in a simpler way");
+                        request += 1;
+                        break;
+                    }
+                    match error {
+                        // A watch that ends is begun again where it was; only failing at that is a loss.
+                        watcher::Error::WatchFailed(_) | watcher::Error::WatchError(_) => {
+                            tracing::debug!(kind = K::NAME, %error, "a watch was interrupted");
+                        }
+                        _ => {
+                            lost = true;
+                            contact.failed(K::NAME, &error);
+                        }
+                    }
+                    sleep(pause.next()).await;
+                    continue;
+                }
+                // A watcher never ends.
+                None => return,
+            };
+            if lost {
+                lost = false;
+                contact.answered(K::NAME);
+            }
+            pause = Pause::default();
+            let event = match event {
+                watcher::Event::Init => continue,
+                watcher::Event::InitApply(object) => {
+                    list.push(kind.light(&object));
+                    continue;
+                }
+                watcher::Event::InitDone => {
+                    let list = std::mem::take(&mut list);
+                    tracing::debug!(kind = K::NAME, objects = list.len(), "listed");
+                    kind.all(list)
+                }
+                watcher::Event::Apply(object) => {
+                    let object = kind.light(&object);
+                    kind.changed(object)
+                }
+                watcher::Event::Delete(object) => {
+                    let object = kind.light(&object);
+                    kind.gone(object)
+                }
+            };
+            if let Some(event) = event
+                && news.send(event).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether the server says that it does not know what it is asked for, rather than that it cannot answer now.
+fn not_understood(error: &watcher::Error) -> bool {
+    let begin = matches!(
+        error,
+        watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_)
+    );
+    begin && matches!(status(error), Some(400 | 405 | 422))
+}
+
+/// Pauses between attempts: from 0.2 s, doubling to 20 s, each up to a half longer by chance, so that the agents of a
+/// cluster do not all come back at once.
+#[derive(Default)]
+struct Pause {
+    attempts: u32,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(20);
+
+    fn next(&mut self) -> Duration {
+        let pause = Self::FIRST
+            .saturating_mul(1 << self.attempts.min(10))
+            .min(Self::LONGEST);
+        self.attempts += 1;
+        // The state's keys are random for each process and differ from call to call.
+        let chance = (RandomState::new().hash_one(self.attempts) >> 40) as u32;
+        pause + pause.mul_f32(0.5) * (chance % 1000) / 1000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_below_their_limit() {
+        let mut pause = Pause::default();
+        let pauses: Vec<_> = (0..20).map(|_| pause.next()).collect();
+        assert!(
+            pauses[0] >= Pause::FIRST && pauses[0] <= Pause::FIRST.mul_f32(1.5),
+            "{pauses:?}"
+        );
+        assert!(
+            pauses.iter().all(|pause| *pause <= Pause::LONGEST.mul_f32(1.5)),
+            "{pauses:?}"
+        );
+        assert!(pauses[19] >= Pause::LONGEST, "{pauses:?}");
+    }
+}

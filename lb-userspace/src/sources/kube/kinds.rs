@@ -1,0 +1,148 @@
+//! The kinds that are followed: what is asked for, and what becomes of it.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::api::discovery::v1 as discovery;
+use kube::Resource;
+use kube::runtime::watcher;
+use serde::de::DeserializeOwned;
+
+use super::Event;
+use crate::model::{EndpointSlice, Node, Service};
+
+/// Gives a Service to another proxy, whatever its value (KEP-2447).
+const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Marks the slices of a headless Service.
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// A kind of objects that is followed.
+pub(super) trait Kind: Send + 'static {
+    /// As the API has it.
+    type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static;
+    /// As we have it.
+    type Light: Send;
+    /// Name for the log.
+    const NAME: &'static str;
+
+    /// How to ask for those that count: the best way first, then ways that older servers understand.
+    fn requests(&self) -> Vec<watcher::Config>;
+    /// As we have it.
+    fn light(&self, object: &Self::Object) -> Self::Light;
+    /// These are all.
+    fn all(&mut self, list: Vec<Self::Light>) -> Option<Event>;
+    /// One was added or changed.
+    fn changed(&mut self, object: Self::Light) -> Option<Event>;
+    /// One is gone, or does not count any more.
+    fn gone(&mut self, object: Self::Light) -> Option<Event>;
+}
+
+/// Services but for headless ones and those of another proxy.
+pub(super) struct Services;
+
+impl Kind for Services {
+    type Object = api::Service;
+    type Light = Service;
+    const NAME: &'static str = "Services";
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        let all = watcher::Config::default().labels(&format!("!{OTHER_PROXY}"));
+        // Servers before 1.32 cannot select by this field; `desired` leaves headless Services out as well.
+        vec![all.clone().fields("spec.clusterIP!=None"), all]
+    }
+
+    fn light(&self, object: &api::Service) -> Service {
+        Service::from(object)
+    }
+
+    fn all(&mut self, list: Vec<Service>) -> Option<Event> {
+        Some(Event::Services(list))
+    }
+
+    fn changed(&mut self, object: Service) -> Option<Event> {
+        Some(Event::Service(object))
+    }
+
+    fn gone(&mut self, object: Service) -> Option<Event> {
+        Some(Event::ServiceGone(object.key))
+    }
+}
+
+/// EndpointSlices but for those of headless Services.
+pub(super) struct EndpointSlices;
+
+impl Kind for EndpointSlices {
+    type Object = discovery::EndpointSlice;
+    type Light = EndpointSlice;
+    const NAME: &'static str = "EndpointSlices";
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        vec![watcher::Config::default().labels(&format!("!{HEADLESS}"))]
+    }
+
+    fn light(&self, object: &discovery::EndpointSlice) -> EndpointSlice {
+        EndpointSlice::from(object)
+    }
+
+    fn all(&mut self, list: Vec<EndpointSlice>) -> Option<Event> {
+        Some(Event::EndpointSlices(list))
+    }
+
+    fn changed(&mut self, object: EndpointSlice) -> Option<Event> {
+        Some(Event::EndpointSlice(object))
+    }
+
+    fn gone(&mut self, object: EndpointSlice) -> Option<Event> {
+        Some(Event::EndpointSliceGone(object.key))
+    }
+}
+
+/// The Node with this name.
+///
+/// A kubelet writes its Node's status every few minutes at least; what changes nothing for us is not news.
+pub(super) struct OwnNode {
+    name: Arc<str>,
+    told: Option<Option<Node>>,
+}
+
+impl OwnNode {
+    /// The Node with this name.
+    pub(super) fn new(name: Arc<str>) -> Self {
+        Self { name, told: None }
+    }
+
+    fn tell(&mut self, node: Option<Node>) -> Option<Event> {
+        if self.told.as_ref() == Some(&node) {
+            return None;
+        }
+        self.told = Some(node.clone());
+        Some(Event::Node(node))
+    }
+}
+
+impl Kind for OwnNode {
+    type Object = api::Node;
+    type Light = Node;
+    const NAME: &'static str = "Node";
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        vec![watcher::Config::default().fields(&format!("metadata.name={}", self.name))]
+    }
+
+    fn light(&self, object: &api::Node) -> Node {
+        Node::from(object)
+    }
+
+    fn all(&mut self, list: Vec<Node>) -> Option<Event> {
+        self.tell(list.into_iter().next())
+    }
+
+    fn changed(&mut self, object: Node) -> Option<Event> {
+        self.tell(Some(object))
+    }
+
+    fn gone(&mut self, _object: Node) -> Option<Event> {
+        self.tell(None)
+    }
+}
