@@ -5,12 +5,15 @@
 //! stand side by side, and [`Lab::remove`] finds what a crashed one has left without having to be told. Every
 //! process of a lab is in its cgroup, by which they are ended.
 
-pub mod agent;
+mod agent;
+mod ask;
 mod cgroup;
 pub mod cli;
 mod client;
+mod martians;
 pub mod paths;
 pub mod plan;
+mod programmed;
 mod report;
 mod run;
 mod server;
@@ -22,13 +25,17 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use self::ask::Form;
 use self::plan::{NODES, Names, Network, PODS, Place};
+pub use self::report::Report;
 pub use self::run::{Options, build_and_run};
 pub use self::wire::{Answer, Outcome, Protocol, Request, Seen, Task};
 
@@ -61,6 +68,7 @@ pub struct Lab {
     agents: [Option<Child>; NODES.len()],
     servers: Vec<Child>,
     keep: bool,
+    stop: Arc<AtomicBool>,
 }
 
 /// What is kept of a lab for other processes, as `lab.json` in its folder.
@@ -99,6 +107,7 @@ impl Lab {
             agents: [const { None }; NODES.len()],
             servers: Vec::new(),
             keep: false,
+            stop: Arc::default(),
         };
         lab.build(setup)
     }
@@ -153,6 +162,7 @@ impl Lab {
             agents: [const { None }; NODES.len()],
             servers: Vec::new(),
             keep: true,
+            stop: Arc::default(),
         })
     }
 
@@ -241,8 +251,19 @@ impl Lab {
         command
     }
 
+    /// Ends what the lab does with an error as soon as this is set.
+    pub fn stop_when(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = stop;
+    }
+
+    fn check_stop(&self) -> anyhow::Result<()> {
+        ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
+        Ok(())
+    }
+
     /// Has a place do a task, and waits for that.
     pub fn ask(&self, place: Place, task: &Task) -> anyhow::Result<Outcome> {
+        self.check_stop()?;
         self.begin(place, task)?.finish()
     }
 
@@ -275,18 +296,6 @@ impl Lab {
             &format!("ip -batch - <<'END'\n{}END\n", shell::announce(node)),
         )?;
         Ok(())
-    }
-
-    /// Packets that reverse path filters have dropped, for each node and pod that has dropped any.
-    pub fn martians(&self) -> anyhow::Result<Vec<(Place, u64)>> {
-        let mut dropped = Vec::new();
-        for place in Place::ALL {
-            let count = filtered(&self.script(place, "cat /proc/net/netstat")?)?;
-            if count > 0 {
-                dropped.push((place, count));
-            }
-        }
-        Ok(dropped)
     }
 
     fn cgroup(&self, place: Place) -> PathBuf {
@@ -372,38 +381,11 @@ impl Asked {
     }
 }
 
-/// The count of `IPReversePathFilter` in the text of `/proc/net/netstat`: names in one line, counts in the next.
-fn filtered(netstat: &str) -> anyhow::Result<u64> {
-    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (Some(names), Some(counts)) = (lines.next(), lines.next()) else {
-        bail!("/proc/net/netstat has no TcpExt")
-    };
-    let column = names.split_whitespace().position(|name| name == "IPReversePathFilter");
-    let column = column.context("/proc/net/netstat has no IPReversePathFilter")?;
-    let count = counts
-        .split_whitespace()
-        .nth(column)
-        .context("/proc/net/netstat has a column too few")?;
-    count.parse().context("read /proc/net/netstat")
-}
-
 fn remove_dir(path: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::filtered;
-
-    #[test]
-    fn the_martian_count_is_found_by_its_column() {
-        let text = "TcpExt: SyncookiesSent IPReversePathFilter TCPTimeouts\nTcpExt: 1 7 3\nIpExt: A\nIpExt: 5\n";
-        assert_eq!(filtered(text).ok(), Some(7));
-        assert!(filtered("IpExt: A\nIpExt: 5\n").is_err());
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use std::net::SocketAddr;
 
 use xtask::lab::plan::{Network, POD_PORT, PODS, Place};
-use xtask::lab::{Outcome, Protocol, Request, Task};
+use xtask::lab::{Lab, Outcome, Protocol, Request, Task};
 
 #[test]
 fn every_place_reaches_every_pod_in_every_network() {
@@ -68,4 +68,20 @@ fn two_labs_stand_side_by_side_and_leave_nothing_behind() {
         }
         assert!(!names.state_dir().exists());
     }
+}
+
+#[test]
+fn what_a_crashed_lab_has_left_is_found_by_its_name() {
+    let Some(lab) = common::plain_lab(Network::Vxlan, "what_a_crashed_lab_has_left_is_found_by_its_name") else {
+        return;
+    };
+    let names = lab.names().clone();
+    lab.keep();
+    let lab = Lab::open(names.lab()).expect("it stands");
+    assert_eq!(lab.network(), Network::Vxlan);
+    drop(lab);
+    Lab::remove(&names).expect("it can be removed");
+    assert!(Lab::open(names.lab()).is_err());
+    assert!(!names.netns_path(Place::Pod(0)).exists());
+    Lab::remove(&names).expect("removing nothing succeeds");
 }

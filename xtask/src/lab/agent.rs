@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Lab;
 use super::plan::{CLUSTER_CIDRS, NODES, Node, Place, SERVICE_CIDRS};
+use super::programmed::{self, Frontend};
 
 /// How long an agent may take until its programs carry traffic.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,22 +59,19 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until both agents have programmed every one of these frontends' addresses.
-    pub fn wait_for_frontends(&mut self, wanted: &[String]) -> anyhow::Result<()> {
+    /// Waits until what both agents have programmed is as `ready` demands, and tells what that says of the last one.
+    pub fn wait_until<T>(&mut self, ready: impl Fn(&[Frontend]) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let deadline = Instant::now() + PATIENCE;
+        let mut last = None;
         for (node, Node { name, .. }) in NODES.iter().enumerate() {
-            loop {
-                let missing = match self.observe(node, "services") {
-                    Ok(services) => {
-                        let text = services.to_string();
-                        wanted
-                            .iter()
-                            .find(|address| !text.contains(*address))
-                            .map(|address| format!("{address} is missing"))
-                    }
-                    Err(error) => Some(format!("{error:#}")),
+            last = loop {
+                let error = match self
+                    .observe(node, "services")
+                    .and_then(|s| ready(&programmed::frontends(&s)))
+                {
+                    Ok(result) => break Some(result),
+                    Err(error) => error,
                 };
-                let Some(missing) = missing else { break };
                 let log = self.log(&format!("fairway-{name}"));
                 if let Some(agent) = &mut self.agents[node]
                     && let Some(status) = agent.try_wait()?
@@ -82,13 +80,14 @@ impl Lab {
                 }
                 ensure!(
                     Instant::now() < deadline,
-                    "the agent of {name} is not ready: {missing}\n{}",
+                    "the agent of {name} is not ready: {error:#}\n{}",
                     tail(&log)
                 );
+                self.check_stop()?;
                 std::thread::sleep(Duration::from_millis(20));
-            }
+            };
         }
-        Ok(())
+        last.context("a lab has nodes")
     }
 
     /// What `fairway WHAT -o json` says on a node.

@@ -83,7 +83,7 @@ pub fn run(options: Options, fairway: Option<PathBuf>, workspace: &Path) -> anyh
                 network,
                 xtask: std::env::current_exe().context("find this program's own file")?,
                 fairway: if plain { None } else { fairway },
-                manifests: manifests.unwrap_or_else(|| run::examples(workspace).join("loadbalancer")),
+                manifests: manifests.unwrap_or_else(|| workspace.join("examples/loadbalancer")),
             })?;
             let folder = lab.names().state_dir();
             println!(

@@ -15,6 +15,9 @@ use super::wire::{Answer, Outcome, Protocol, Request, Seen, Task, download_byte}
 /// How long a request may take. A lost SYN is repeated after a second, so that a loss shows as a slow answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a request may take when this many have failed already.
+const LITTLE_PATIENCE: (usize, Duration) = (4, Duration::from_millis(300));
+
 /// Threads that share the requests of a [`Task::Rate`].
 const SENDERS: u32 = 8;
 
@@ -41,11 +44,14 @@ pub fn run() -> anyhow::Result<()> {
 
 fn spread(requests: &[Request], pods: usize, at_most: usize) -> Vec<Answer> {
     let mut answers = Vec::new();
+    let mut failures = 0;
     for request in requests {
         let mut met = BTreeSet::new();
         for _ in 0..at_most {
-            let answer = send(request);
+            let little = failures >= LITTLE_PATIENCE.0;
+            let answer = send(request, if little { LITTLE_PATIENCE.1 } else { PATIENCE });
             let failed = answer.result.is_err();
+            failures += usize::from(failed);
             if let Ok(seen) = &answer.result {
                 met.insert(seen.pod.clone());
             }
@@ -59,7 +65,7 @@ fn spread(requests: &[Request], pods: usize, at_most: usize) -> Vec<Answer> {
 }
 
 /// Sends one request and waits for its answer.
-pub fn send(request: &Request) -> Answer {
+fn send(request: &Request, patience: Duration) -> Answer {
     let mut answer = Answer {
         request: request.clone(),
         local: None,
@@ -69,16 +75,16 @@ pub fn send(request: &Request) -> Answer {
     };
     let start = Instant::now();
     let result = match request.protocol {
-        Protocol::Http => http(&mut answer),
-        Protocol::Udp | Protocol::UdpUnconnected => datagram(&mut answer),
+        Protocol::Http => http(&mut answer, patience),
+        Protocol::Udp | Protocol::UdpUnconnected => datagram(&mut answer, patience),
     };
     answer.took_us = start.elapsed().as_micros() as u64;
     answer.result = result.map_err(|error| error.to_string());
     answer
 }
 
-fn http(answer: &mut Answer) -> io::Result<Seen> {
-    let mut stream = get(answer.request.target, "/")?;
+fn http(answer: &mut Answer, patience: Duration) -> io::Result<Seen> {
+    let mut stream = get(answer.request.target, "/", patience)?;
     answer.local = Some(stream.local_addr()?);
     answer.peer = Some(stream.peer_addr()?);
     let mut text = String::new();
@@ -92,9 +98,9 @@ fn http(answer: &mut Answer) -> io::Result<Seen> {
     Ok(serde_json::from_str(body)?)
 }
 
-fn get(target: SocketAddr, path: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn get(target: SocketAddr, path: &str, patience: Duration) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&target, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: myapp.example.com\r\nConnection: close\r\n\r\n"
@@ -102,13 +108,13 @@ fn get(target: SocketAddr, path: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn datagram(answer: &mut Answer) -> io::Result<Seen> {
+fn datagram(answer: &mut Answer, patience: Duration) -> io::Result<Seen> {
     let target = answer.request.target;
     let socket = match target {
         SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
         SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
     };
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     if answer.request.protocol == Protocol::Udp {
         socket.connect(target)?;
         socket.send(b"hello")?;
@@ -140,7 +146,7 @@ fn rate(request: &Request, per_second: u32, duration: Duration) -> Outcome {
                 while due < duration {
                     thread::sleep(due.saturating_sub(start.elapsed()));
                     let sent = start.elapsed();
-                    let answer = send(request);
+                    let answer = send(request, PATIENCE);
                     let Ok(mut totals) = totals.lock() else { return };
                     *totals.2 = answer.took_us.max(*totals.2);
                     match answer.result {
@@ -179,7 +185,7 @@ fn download(target: SocketAddr, bytes: u64, rate: u64) -> Outcome {
 }
 
 fn receive(target: SocketAddr, bytes: u64, rate: u64, right: &mut u64) -> io::Result<()> {
-    let mut stream = io::BufReader::new(get(target, &format!("/download?bytes={bytes}&rate={rate}"))?);
+    let mut stream = io::BufReader::new(get(target, &format!("/download?bytes={bytes}&rate={rate}"), PATIENCE)?);
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];

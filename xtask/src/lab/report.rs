@@ -31,8 +31,8 @@ impl Flows {
         }
     }
 
-    /// The node and the hook that translated a request.
-    fn of(&self, case: &Case, answer: &Answer, seen: &Seen) -> Option<(usize, &str)> {
+    /// The hook that translated a request.
+    fn hook(&self, case: &Case, answer: &Answer, seen: &Seen) -> Option<&str> {
         let node = case.translator();
         let target = case.request.target;
         let local = answer
@@ -49,7 +49,7 @@ impl Flows {
             self.sockets
                 .get(&(node, target.to_string(), seen.destination.to_string()))
         };
-        Some((node, by_client.or_else(socket)?.as_str()))
+        by_client.or_else(socket).map(String::as_str)
     }
 }
 
@@ -67,7 +67,7 @@ struct Row {
     answered: usize,
     failed: usize,
     hooks: BTreeMap<String, usize>,
-    example: Option<(Place, Seen)>,
+    example: Option<(usize, Seen)>,
     slowest_us: u64,
 }
 
@@ -83,7 +83,7 @@ pub struct Report {
 
 impl Report {
     /// Judges an answer and adds it.
-    pub fn add(&mut self, network: Network, case: &Case, answer: &Answer, flows: Option<&Flows>) {
+    pub fn add(&mut self, network: Network, case: &Case, answer: &Answer, flows: &Flows) {
         let verdict = case.judge(network, answer);
         let from = match case.from {
             Place::Client | Place::Router => 0,
@@ -110,11 +110,10 @@ impl Report {
             (Ok(_), Ok(seen)) => {
                 row.answered += 1;
                 self.answered += 1;
-                let hook = flows.and_then(|flows| flows.of(case, answer, seen));
-                let hook = hook.map_or_else(|| "?".to_owned(), |(_, hook)| hook.to_owned());
-                *row.hooks.entry(hook).or_default() += 1;
+                let hook = flows.hook(case, answer, seen).unwrap_or("?");
+                *row.hooks.entry(hook.to_owned()).or_default() += 1;
                 if row.example.is_none() {
-                    row.example = Some((case.from, seen.clone()));
+                    row.example = Some((case.translator(), seen.clone()));
                 }
             }
             (verdict, _) => {
@@ -145,21 +144,19 @@ impl Report {
             .map(str::to_owned),
         ];
         for (key, row) in &self.rows {
-            let (asker, seen) = match &row.example {
-                Some((asker, seen)) => (asker.name(), Some(seen)),
-                None => ("-", None),
-            };
+            let seen = row.example.as_ref().map(|(_, seen)| seen);
+            let node = row.example.as_ref().map_or("-", |(node, _)| NODES[*node].name);
             let show = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
             let hooks: Vec<String> = row.hooks.keys().cloned().collect();
             lines.push([
-                key.path(asker),
+                key.path(),
                 if key.v6 { "v6".to_owned() } else { "v4".to_owned() },
                 key.protocol.to_owned(),
                 format!("{}/{}", row.answered, row.answered + row.failed),
                 show(seen.map(|seen| seen.pod.clone())),
                 show(seen.map(|seen| seen.source.to_string())),
                 show(seen.map(|seen| seen.destination.to_string())),
-                hooks.join(","),
+                format!("{node} {}", hooks.join("+")),
                 format!("{:.1} ms", row.slowest_us as f64 / 1000.0),
             ]);
         }
@@ -188,11 +185,10 @@ pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
 }
 
 impl Key {
-    fn path(&self, asker: &str) -> String {
+    fn path(&self) -> String {
         let asker = match self.from {
             0 => "client",
             1 => "pod",
-            _ if asker == "-" => "node process",
             _ => "node process",
         };
         let door = match self.door {

@@ -1,21 +1,16 @@
 //! `cargo xtask build-and-run`: a lab, a request on every path, and the counters while it stands.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
-use super::paths::{self, Case, Service};
-use super::plan::{NODES, Network, Place};
-use super::report::{Flows, Report};
-use super::wire::{Outcome, Task};
-use super::{Lab, Setup};
+use super::plan::{NODES, Names, Network};
+use super::{Form, Lab, Setup};
 
 /// How to run the lab.
 #[derive(clap::Args, Clone, Debug)]
@@ -28,9 +23,8 @@ pub struct Options {
     pub once: bool,
 }
 
-/// The most requests of one kind that are sent to meet every pod of a Service. With four pods all of them are met
-/// but once in a hundred million times.
-const AT_MOST: usize = 80;
+/// How many failures are shown as sentences.
+const SHOWN_FAILURES: usize = 20;
 
 /// Sets up a lab with this `fairway` program, sends requests on every path and shows them. On a terminal, and
 /// unless `once` is set, it then shows live counters until Ctrl-C.
@@ -43,15 +37,18 @@ pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> any
     ] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("watch for Ctrl-C")?;
     }
-    let examples = workspace.join("examples");
+    for name in remove_crashed()? {
+        println!("Removed the lab {name}, whose owner has ended without doing so.");
+    }
     let started = Instant::now();
     let mut lab = Lab::up(&Setup {
         name: format!("run-{}", std::process::id()),
         network: options.network,
         xtask: std::env::current_exe().context("find this program's own file")?,
         fairway: Some(fairway.to_owned()),
-        manifests: examples.join("loadbalancer"),
+        manifests: workspace.join("examples/loadbalancer"),
     })?;
+    lab.stop_when(Arc::clone(&stop));
     println!(
         "A cluster of two nodes, network {}, stands after {:.1?}.\n",
         options.network.name(),
@@ -59,15 +56,15 @@ pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> any
     );
     let mut failed = 0;
     for form in [Form::LoadBalancer, Form::ClusterIp] {
-        let report = every_path(&mut lab, &examples, form, &stop)?;
-        let folder = format!("examples/{}", form.folder());
+        let report = lab.every_path(&workspace.join("examples"), form)?;
         println!(
-            "{folder}: {} requests answered, {} not\n",
+            "examples/{}: {} requests answered, {} not",
+            form.folder(),
             report.answered,
             report.failures.len()
         );
-        println!("{}", report.table());
-        for failure in report.failures.iter().take(20) {
+        println!("\n{}", report.table());
+        for failure in report.failures.iter().take(SHOWN_FAILURES) {
             println!("FAILED {failure}");
         }
         failed += report.failures.len();
@@ -87,106 +84,10 @@ pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> any
     Ok(())
 }
 
-/// The two forms of the Service `my-spring-app`: a folder of examples each.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
-    /// Of type LoadBalancer.
-    LoadBalancer,
-    /// Of type ClusterIP.
-    ClusterIp,
-}
-
-impl Form {
-    /// Its folder in `examples/`.
-    pub const fn folder(self) -> &'static str {
-        match self {
-            Self::LoadBalancer => "loadbalancer",
-            Self::ClusterIp => "clusterip",
-        }
-    }
-}
-
-/// Sends requests on every path that the Services of this form have. The agents are given its manifests first.
-pub fn every_path(lab: &mut Lab, examples: &Path, form: Form, stop: &AtomicBool) -> anyhow::Result<Report> {
-    lab.use_manifests(&examples.join(form.folder()))?;
-    let services = lab.wait_for_services(form)?;
-    let mut report = Report::default();
-    let announcers: &[usize] = if form == Form::LoadBalancer { &[0, 1] } else { &[0] };
-    for announcer in announcers {
-        lab.announce(*announcer)?;
-        let mut cases = paths::cases(&services, *announcer);
-        if *announcer != announcers[0] {
-            // Only what comes from outside depends on who announces the address.
-            cases.retain(|case| case.from == Place::Client && matches!(case.door, paths::Door::LoadBalancer(_)));
-        }
-        send(lab, &cases, &mut report, stop)?;
-    }
-    Ok(report)
-}
-
-fn send(lab: &Lab, cases: &[Case], report: &mut Report, stop: &AtomicBool) -> anyhow::Result<()> {
-    let mut answers = Vec::new();
-    for place in Place::ALL {
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-        // One process for those requests of a place that so many pods may answer.
-        let mut by_pods: BTreeMap<usize, Vec<&Case>> = BTreeMap::new();
-        for case in cases.iter().filter(|case| case.from == place) {
-            by_pods.entry(case.pods().len()).or_default().push(case);
-        }
-        for (pods, cases) in by_pods {
-            let requests = cases.iter().map(|case| case.request.clone()).collect();
-            let Outcome::Answers(got) = lab.ask(
-                place,
-                &Task::Spread {
-                    requests,
-                    pods,
-                    at_most: AT_MOST,
-                },
-            )?
-            else {
-                bail!(
-                    "the client in {} answered something else than it was asked",
-                    place.name()
-                );
-            };
-            for case in cases {
-                let mut met = std::collections::BTreeSet::new();
-                for answer in got.iter().filter(|answer| answer.request == case.request) {
-                    met.extend(answer.result.as_ref().ok().map(|seen| seen.pod.clone()));
-                    answers.push((case.clone(), answer.clone()));
-                }
-                if met.len() < pods
-                    && !answers
-                        .iter()
-                        .any(|(c, a)| c.request == case.request && a.result.is_err())
-                {
-                    let target = case.request.target;
-                    report
-                        .failures
-                        .push(format!("{} -> {target}: only {met:?} answered", place.name()));
-                }
-            }
-        }
-    }
-    let mut flows = Flows::default();
-    for node in 0..NODES.len() {
-        flows.add(node, &lab.observe(node, "flows")?);
-    }
-    for (case, answer) in &answers {
-        report.add(lab.network(), case, answer, Some(&flows));
-    }
-    Ok(())
-}
-
-/// Where the examples are for somebody who has the workspace.
-pub fn examples(workspace: &Path) -> PathBuf {
-    workspace.join("examples")
-}
-
 fn live(lab: &Lab, stop: &AtomicBool) -> anyhow::Result<()> {
     println!("\nThe lab stands until Ctrl-C. To look around in another terminal:");
     println!(
-        "  cargo xtask lab exec {} client -- curl -s http://198.51.100.80/\n",
+        "  cargo xtask lab exec --name {} client -- curl -s http://198.51.100.80/\n",
         lab.names().lab()
     );
     let mut lines = 0;
@@ -235,51 +136,16 @@ fn collect_counters(status: &serde_json::Value, out: &mut Vec<String>) {
     }
 }
 
-/// Removes labs whose owner is gone. Returns their names.
+/// Removes labs of this command and of tests whose owner is gone. Returns their names.
 pub fn remove_crashed() -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::new();
     for (name, description) in Lab::list() {
-        let kept = name.starts_with("run-") || name.starts_with("test-");
+        let owned = name.starts_with("run-") || name.starts_with("test-");
         let owner = description.map_or(0, |description| description.owner);
-        if kept && !fs::exists(format!("/proc/{owner}")).unwrap_or(false) {
-            Lab::remove(&super::plan::Names::new(&name)?)?;
+        if owned && !Path::new(&format!("/proc/{owner}")).exists() {
+            Lab::remove(&Names::new(&name)?)?;
             removed.push(name);
         }
     }
     Ok(removed)
-}
-
-impl Lab {
-    /// Waits until both agents have programmed the Services of a form, and tells their addresses.
-    pub fn wait_for_services(&mut self, form: Form) -> anyhow::Result<Vec<Service>> {
-        let load_balancer = form == Form::LoadBalancer;
-        let known = |name: &str, n: u16, local: bool| Service {
-            name: name.to_owned(),
-            cluster_ips: [
-                format!("10.96.0.{n}").parse().ok(),
-                format!("fd00:10:96::{n}").parse().ok(),
-            ],
-            load_balancer: if load_balancer {
-                [
-                    format!("198.51.100.{n}").parse().ok(),
-                    format!("2001:db8:100::{n}").parse().ok(),
-                ]
-            } else {
-                [None, None]
-            },
-            node_port: load_balancer.then_some(30000 + n),
-            local,
-            udp: true,
-        };
-        let mut services = vec![known("my-spring-app-dual", 81, false)];
-        if load_balancer {
-            services.push(known("my-spring-app-local", 82, true));
-        }
-        services.push(self.document_service(load_balancer)?);
-        Ok(services)
-    }
-
-    fn document_service(&mut self, _load_balancer: bool) -> anyhow::Result<Service> {
-        bail!("not yet: needs the agent")
-    }
 }
