@@ -1,8 +1,96 @@
 //! What the data path should do, from objects alone: pure functions, one Service at a time.
 //!
-//! `desired()` answers every question of policy, topology, readiness and address for one Service:
-//! its result depends on that Service, its slices and the [`NodeState`] only.
+//! [`desired`] answers every question of policy, topology, readiness and address for one Service: its result depends
+//! on that Service, its slices and the [`NodeView`] only.
 
-pub mod node;
+mod endpoints;
+mod frontends;
+mod node;
 
-pub use node::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, Settings};
+pub use endpoints::{DesiredBackend, Endpoints};
+pub use frontends::{DesiredFrontend, FrontendKind, Set};
+pub use node::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, NodeView, Settings};
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::model::{EndpointSlice, IpFamily, Policy, Protocol, Service, Standing};
+
+/// What the data path should do for a Service.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Desired {
+    /// Its ports, each once for each family that the Service has.
+    pub ports: Vec<DesiredPort>,
+    /// Its ClusterIPs: every port of them that is not among the frontends rejects.
+    pub cluster_ips: Vec<IpAddr>,
+    /// What load balancers are told.
+    pub health: Option<HealthCheck>,
+}
+
+/// What the data path should do for a port of a Service in one family.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DesiredPort {
+    /// Its name; empty if it has none.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The family.
+    pub family: IpFamily,
+    /// Session affinity timeout in seconds; 0 = no affinity.
+    pub affinity_timeout_s: u32,
+    /// Whose packets the load balancer addresses take, if they are restricted.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// Where connections may go.
+    pub endpoints: Endpoints,
+    /// Where connections come in. No two of them have the same address and port.
+    pub frontends: Vec<DesiredFrontend>,
+}
+
+/// The answer of a health check port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    /// The port.
+    pub node_port: u16,
+    /// How many ready endpoints are on this node, by address.
+    pub local_endpoints: usize,
+}
+
+/// What the data path should do for this Service, given its slices (in an order that does not change by itself).
+pub fn desired(service: &Service, slices: &[&EndpointSlice], node: &NodeView) -> Desired {
+    let mut desired = Desired::default();
+    if service.standing != Standing::Served {
+        return desired;
+    }
+    desired.cluster_ips.clone_from(&service.cluster_ips);
+    let mut local_ready = [BTreeSet::new(), BTreeSet::new()];
+    for cluster_ip in &service.cluster_ips {
+        let family = IpFamily::of(cluster_ip);
+        for port in &service.ports {
+            let endpoints = Endpoints::of_port(port, family, slices, node);
+            local_ready[family as usize].extend(endpoints.local_ready.iter().copied());
+            let frontends = frontends::of_port(service, port, *cluster_ip, &endpoints, node);
+            desired.ports.push(DesiredPort {
+                name: port.name.clone(),
+                protocol: port.protocol,
+                family,
+                affinity_timeout_s: service.affinity_timeout_s.unwrap_or(0),
+                source_ranges: frontends::source_ranges(service, family, node),
+                endpoints,
+                frontends,
+            });
+        }
+    }
+    if service.health_check_node_port != 0 && service.external_policy == Policy::Local {
+        desired.health = Some(HealthCheck {
+            node_port: service.health_check_node_port,
+            local_endpoints: local_ready.iter().map(BTreeSet::len).max().unwrap_or(0),
+        });
+    }
+    desired
+}
+
+#[cfg(test)]
+mod tests;

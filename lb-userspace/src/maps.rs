@@ -4,11 +4,14 @@
 //! `bpf` implements the trait on pinned BPF maps, [`fake`] in memory.
 
 pub mod contents;
+mod dump;
 pub mod fake;
+mod family;
 
 use lb_common::abi::{AffinityMember, Backend, Config, Family, Frontend, FrontendKey, LpmKey, SourceRangeKey, V4, V6};
 
 pub use contents::{FamilyContents, MapContents};
+pub use family::MapFamily;
 
 /// The maps of the data path that the reconcile loop owns.
 ///

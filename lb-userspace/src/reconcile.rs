@@ -1,15 +1,31 @@
-//! The control plane.
+//! The control plane, on one page.
 //!
 //! ```text
 //! sources ─► Snapshot ─ desired() ─► Desired ─ lower(ids) ─► MapContents ─┐
 //! (Kubernetes API, or a folder of manifests)                              diff() ─► [Op] ─► maps
 //! maps.dump() (at start, then audited again and again) ──────────────────┘
 //! ```
+//!
+//! Work is done for the Services that changed, and only for the parts of the maps that this touched. It is done again
+//! from scratch ("everything") after a start, in an audit, and after a change of the node's own state.
 
+mod diff;
+mod extents;
+mod ids;
+mod lower;
+mod snapshot;
+
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::desired::{LocalAddresses, NodeState};
-use crate::maps::{Maps, MapsError};
+use lb_common::abi::BackendSet;
+
+use self::diff::{Stage, diff};
+use self::lower::Lowering;
+use self::snapshot::Snapshot;
+use crate::desired::{LocalAddresses, NodeState, NodeView, desired};
+use crate::maps::{FamilyOp, MapContents, Maps, MapsError, Op};
 use crate::model::{ObjectKey, Problem, Protocol};
 use crate::sources::Event;
 
@@ -29,12 +45,15 @@ impl NextHops for NoNextHops {
     }
 }
 
-/// Keeps the maps equal to what the objects say.
-#[derive(Debug)]
-pub struct Reconciler<M: Maps, H: NextHops> {
-    maps: M,
-    next_hops: H,
-    node: NodeState,
+/// A port of a Service, as a name for people.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ObjectKey,
+    /// The name of the port; empty if it has none.
+    pub port: Arc<str>,
+    /// The protocol of the port.
+    pub protocol: Protocol,
 }
 
 /// What a run of the loop did.
@@ -46,19 +65,23 @@ pub struct Report {
     pub services: usize,
     /// Changes that were carried out.
     pub ops: usize,
-    /// Changes that failed. They are tried again in the next run.
+    /// Changes that failed, or were put off since they build on one that did. They are tried again in the next run.
     pub failures: Vec<MapsError>,
 }
 
-/// A port of a Service, as a name for people.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct ServicePortName {
-    /// The Service.
-    pub service: ObjectKey,
-    /// The name of the port; empty if it has none.
-    pub port: std::sync::Arc<str>,
-    /// The protocol of the port.
-    pub protocol: Protocol,
+/// Keeps the maps equal to what the objects say.
+#[derive(Debug)]
+pub struct Reconciler<M: Maps, H: NextHops> {
+    maps: M,
+    next_hops: H,
+    node: NodeState,
+    view: NodeView,
+    snapshot: Snapshot,
+    lowering: Lowering,
+    /// What the maps hold, as far as we know.
+    actual: MapContents,
+    /// What was in the maps at start has been taken over.
+    restored: bool,
 }
 
 impl<M: Maps, H: NextHops> Reconciler<M, H> {
@@ -66,47 +89,160 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn restore(maps: M, next_hops: H, node: NodeState) -> Result<Self, MapsError> {
-        Ok(Self { maps, next_hops, node })
+    pub fn restore(mut maps: M, next_hops: H, node: NodeState) -> Result<Self, MapsError> {
+        let actual = maps.dump()?;
+        let mut tables = Vec::new();
+        let mut slots = Vec::new();
+        for set in tables_in(&actual) {
+            slots.clear();
+            maps.read_maglev(set.offset, set.size, &mut slots)?;
+            tables.push((set, extents::fingerprint(&slots)));
+        }
+        let lowering = Lowering::restore(&actual, tables.into_iter(), maps.limits(), node.settings.datapath);
+        let mut reconciler = Self {
+            maps,
+            next_hops,
+            view: NodeView::default(),
+            snapshot: Snapshot::default(),
+            lowering,
+            actual,
+            restored: false,
+            node,
+        };
+        reconciler.node_changed();
+        Ok(reconciler)
     }
 
     /// Takes news of objects. Cheap: the work is done by [`Self::reconcile`].
-    pub fn take(&mut self, _event: Event) {}
+    pub fn take(&mut self, event: Event) {
+        if let Some(node) = self.snapshot.take(event) {
+            self.node.object = node;
+            self.node_changed();
+        }
+    }
 
     /// Takes the present addresses of the node's devices.
     pub fn local_addresses_changed(&mut self, local: LocalAddresses) {
         self.node.local = local;
+        self.node_changed();
     }
 
     /// Asks [`NextHops`] again for the adjacency of every backend for which `concerned` is true.
-    pub fn next_hops_changed(&mut self, _concerned: impl Fn(IpAddr) -> bool) {}
+    pub fn next_hops_changed(&mut self, concerned: impl Fn(IpAddr) -> bool) {
+        self.lowering.next_hops_changed(&concerned, &self.next_hops);
+    }
 
     /// Brings the maps up to date with everything taken so far.
     pub fn reconcile(&mut self) -> Report {
-        Report::default()
+        if !self.snapshot.complete() {
+            return Report {
+                waiting: true,
+                ..Report::default()
+            };
+        }
+        let changed = self.snapshot.take_changed();
+        for key in &changed {
+            let service = self.snapshot.service(key);
+            let slices = self.snapshot.slices(key);
+            let desired = service.map(|service| (service, desired(service, &slices, &self.view)));
+            let new = desired.as_ref().map(|(service, desired)| (*service, desired));
+            self.lowering.service(key, new, &self.next_hops);
+        }
+        if !self.restored {
+            self.lowering.restored();
+            self.restored = true;
+        }
+        let mut report = self.write();
+        report.services = changed.len();
+        report
     }
 
-    /// Compares the maps with what they should hold, repairs them, and returns how many entries had been wrong.
+    /// Compares the maps with what they should hold, repairs them, and tells how much was wrong: `ops` changes.
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn audit(&mut self) -> Result<usize, MapsError> {
-        Ok(0)
+    pub fn audit(&mut self) -> Result<Report, MapsError> {
+        if !self.restored {
+            return Ok(Report {
+                waiting: true,
+                ..Report::default()
+            });
+        }
+        self.actual = self.maps.dump()?;
+        let mut slots = Vec::new();
+        let mut wrong = Vec::new();
+        for (content, set) in self.lowering.shared.extents.iter() {
+            slots.clear();
+            self.maps.read_maglev(set.offset, set.size, &mut slots)?;
+            if slots != self.lowering.table(content, set.size) {
+                wrong.push((content.clone(), set));
+            }
+        }
+        self.lowering.shared.unwritten.extend(wrong);
+        self.lowering.shared.everything = true;
+        Ok(self.write())
     }
 
-    /// All that is wrong with objects at present.
+    /// Carries out what the maps differ by, stage by stage.
+    fn write(&mut self) -> Report {
+        let mut report = Report::default();
+        let mut missing = Missing::default();
+        for stage in Stage::ALL {
+            let failed = !report.failures.is_empty();
+            for op in diff(stage, &self.lowering, &self.actual) {
+                if missing.puts_off(&op) || (failed && stage == Stage::Break && !ends_service(&op)) {
+                    continue;
+                }
+                match self.maps.apply(&op) {
+                    Ok(()) => {
+                        self.actual.apply(&op);
+                        report.ops += 1;
+                    }
+                    Err(error) => {
+                        missing.add(&op);
+                        report.failures.push(error);
+                    }
+                }
+            }
+        }
+        if report.failures.is_empty() {
+            self.lowering.settle();
+        }
+        report
+    }
+
+    fn node_changed(&mut self) {
+        let view = NodeView::new(&self.node);
+        if view != self.view || !self.restored {
+            self.lowering.node_changed(&view);
+            self.snapshot.change_all();
+            self.view = view;
+        }
+    }
+
+    /// All that is wrong at present: with objects, between them, and with the room in the maps.
     pub fn problems(&self) -> Vec<Problem> {
-        Vec::new()
+        let node = self.node.object.iter().flat_map(|node| &node.problems);
+        let mut problems: Vec<Problem> = self.snapshot.problems().chain(node).cloned().collect();
+        problems.extend(self.lowering.problems());
+        problems.sort_unstable();
+        problems.dedup();
+        problems
     }
 
     /// The ids of Service ports, as they stand in the maps.
     pub fn service_ports(&self) -> impl Iterator<Item = (u32, &ServicePortName)> {
-        std::iter::empty()
+        self.lowering.service_ports()
     }
 
     /// The state of the node that is worked with.
     pub fn node(&self) -> &NodeState {
         &self.node
+    }
+
+    /// What the maps should hold.
+    pub fn wanted(&self) -> &MapContents {
+        &self.lowering.wanted
     }
 
     /// The maps.
@@ -124,3 +260,61 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
         &mut self.next_hops
     }
 }
+
+/// The extents that frontends lead to, each once.
+fn tables_in(contents: &MapContents) -> HashSet<BackendSet> {
+    let frontends = contents.v4.frontends.values().chain(contents.v6.frontends.values());
+    let sets = frontends.flat_map(|frontend| [frontend.external, frontend.internal]);
+    sets.filter(|set| set.size > 0).collect()
+}
+
+/// Whether removing this can hurt nobody. Anything else may still be used by a frontend that was put off.
+const fn ends_service(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::V4(FamilyOp::RemoveFrontend(_)) | Op::V6(FamilyOp::RemoveFrontend(_))
+    )
+}
+
+/// What could not be written in a run: frontends that need it are put off.
+#[derive(Debug, Default)]
+struct Missing {
+    anything: bool,
+    offsets: HashSet<u32>,
+    service_ports: HashSet<u32>,
+}
+
+impl Missing {
+    fn add(&mut self, op: &Op) {
+        match op {
+            Op::SetMaglev { offset, .. } => {
+                self.offsets.insert(*offset);
+            }
+            Op::AddAffinityMember(member) => {
+                self.offsets.insert(member.offset);
+            }
+            Op::V4(FamilyOp::AddSourceRange(range)) => {
+                self.service_ports.insert(range.service_port);
+            }
+            Op::V6(FamilyOp::AddSourceRange(range)) => {
+                self.service_ports.insert(range.service_port);
+            }
+            Op::V4(FamilyOp::SetFrontend(..)) | Op::V6(FamilyOp::SetFrontend(..)) => {}
+            _ => self.anything = true,
+        }
+    }
+
+    fn puts_off(&self, op: &Op) -> bool {
+        let (Op::V4(FamilyOp::SetFrontend(_, frontend)) | Op::V6(FamilyOp::SetFrontend(_, frontend))) = op else {
+            return false;
+        };
+        self.anything
+            || self.service_ports.contains(&frontend.service_port)
+            || [frontend.external, frontend.internal]
+                .iter()
+                .any(|set| set.size > 0 && self.offsets.contains(&set.offset))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
 //! What `desired` has to know of the node.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_common::abi::Config;
 
-use crate::model::Node;
+use crate::model::{IpFamily, Node};
 
 /// The node that the agent runs on.
 #[derive(Clone, PartialEq, Debug)]
@@ -54,7 +55,7 @@ pub enum NodePortAddresses {
     /// On the primary address of each family.
     #[default]
     Primary,
-    /// On all local addresses within these ranges, loopback excepted. If no range is of a family, on all of the
+    /// On all local addresses within these ranges, loopback and link-local ones excepted. If no range is of a family, on all of the
     /// family's.
     Within(Vec<IpNet>),
 }
@@ -67,4 +68,95 @@ pub struct LocalAddresses {
     /// The one of each family that the node is known by, if the Node object does not say: the address of the device
     /// that the default route leads to.
     pub primary: Vec<IpAddr>,
+}
+
+/// What follows from the [`NodeState`], worked out once for all Services.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeView {
+    /// The node's name.
+    pub name: Arc<str>,
+    /// There is a Node object. Without one, hints of endpoints are ignored.
+    pub known: bool,
+    /// The node's zone.
+    pub zone: Option<Arc<str>>,
+    /// All addresses of the node but loopback and link-local ones. (Every pod's device brings a link-local one; they
+    /// lead to no Service.)
+    pub addresses: HashSet<IpAddr>,
+    /// The address of each family that the node is known by.
+    pub primary: Vec<IpAddr>,
+    /// The addresses on which NodePorts are served, in their order.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// The ranges by which local pods are told from other clients.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The ranges that ClusterIPs are taken from.
+    pub service_cidrs: Vec<IpNet>,
+    /// Masquerade every connection to a ClusterIP.
+    pub masquerade_all: bool,
+}
+
+impl NodeView {
+    /// Works out what follows from this state.
+    pub fn new(state: &NodeState) -> Self {
+        let object = state.object.as_ref();
+        let settings = &state.settings;
+        let addresses: HashSet<IpAddr> = state.local.all.iter().filter(|addr| counts(addr)).copied().collect();
+        let primary: Vec<IpAddr> = IpFamily::ALL
+            .iter()
+            .filter_map(|family| primary(state, *family))
+            .collect();
+        let pod_cidrs = match &settings.local_pods {
+            LocalPods::Unknown => Vec::new(),
+            LocalPods::Cidrs(cidrs) => cidrs.clone(),
+            LocalPods::OfNodeObject => object.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
+        };
+        let mut node_port_addresses: Vec<IpAddr> = match &settings.node_port_addresses {
+            NodePortAddresses::Primary => primary.clone(),
+            NodePortAddresses::Within(nets) => {
+                let within = addresses.iter().filter(|addr| serves_node_ports(addr, nets));
+                within.copied().collect()
+            }
+        };
+        node_port_addresses.sort_unstable();
+        Self {
+            name: settings.node_name.clone(),
+            known: object.is_some(),
+            zone: object.and_then(|node| node.zone.clone()),
+            addresses,
+            primary,
+            node_port_addresses,
+            pod_cidrs,
+            service_cidrs: settings.service_cidrs.clone(),
+            masquerade_all: settings.masquerade_all,
+        }
+    }
+
+    /// Whether the address is one of this node's.
+    pub fn has_address(&self, addr: &IpAddr) -> bool {
+        self.addresses.contains(addr) || self.primary.contains(addr)
+    }
+
+    /// Whether pods of this node can be told from other clients.
+    pub fn tells_pods(&self, family: IpFamily) -> bool {
+        self.pod_cidrs.iter().any(|net| IpFamily::of(&net.addr()) == family)
+    }
+}
+
+/// The address of the family that the node is known by: what the Node object says comes first.
+fn primary(state: &NodeState, family: IpFamily) -> Option<IpAddr> {
+    let listed = state.object.iter().flat_map(|node| &node.addresses);
+    let found = listed
+        .chain(&state.local.primary)
+        .find(|addr| IpFamily::of(addr) == family);
+    found.copied()
+}
+
+fn counts(addr: &IpAddr) -> bool {
+    !addr.is_loopback() && !matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
+}
+
+/// Ranges of one family say nothing about the other, of which then every address serves.
+fn serves_node_ports(addr: &IpAddr, nets: &[IpNet]) -> bool {
+    let family = IpFamily::of(addr);
+    let mut of_family = nets.iter().filter(|net| IpFamily::of(&net.addr()) == family).peekable();
+    of_family.peek().is_none() || of_family.any(|net| net.contains(addr))
 }

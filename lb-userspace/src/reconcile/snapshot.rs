@@ -1,0 +1,138 @@
+//! The objects as they are now, and which Services have to be looked at again.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};
+use crate::sources::Event;
+
+/// The objects as they are now.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    services: HashMap<ObjectKey, Service>,
+    slices: HashMap<ObjectKey, EndpointSlice>,
+    /// Names of the slices of each Service, in their order. A slice stays known under its own name, so that one
+    /// that loses an endpoint takes nothing from one that has won it.
+    slices_of: HashMap<ObjectKey, BTreeSet<Arc<str>>>,
+    services_known: bool,
+    slices_known: bool,
+    origin_problems: Vec<Problem>,
+    changed: HashSet<ObjectKey>,
+}
+
+impl Snapshot {
+    /// Takes news. Tells the Node if it is about that.
+    pub(super) fn take(&mut self, event: Event) -> Option<Option<Node>> {
+        match event {
+            Event::Services(services) => {
+                self.services_known = true;
+                let mut gone: HashSet<ObjectKey> = self.services.keys().cloned().collect();
+                for service in services {
+                    gone.remove(&service.key);
+                    self.put_service(service);
+                }
+                for key in gone {
+                    self.drop_service(&key);
+                }
+            }
+            Event::EndpointSlices(slices) => {
+                self.slices_known = true;
+                let mut gone: HashSet<ObjectKey> = self.slices.keys().cloned().collect();
+                for slice in slices {
+                    gone.remove(&slice.key);
+                    self.put_slice(slice);
+                }
+                for key in gone {
+                    self.drop_slice(&key);
+                }
+            }
+            Event::Service(service) => self.put_service(service),
+            Event::ServiceGone(key) => self.drop_service(&key),
+            Event::EndpointSlice(slice) => self.put_slice(slice),
+            Event::EndpointSliceGone(key) => self.drop_slice(&key),
+            Event::Problems(problems) => self.origin_problems = problems,
+            Event::Node(node) => return Some(node),
+        }
+        None
+    }
+
+    /// Whether the complete lists of both kinds have been seen.
+    pub(super) const fn complete(&self) -> bool {
+        self.services_known && self.slices_known
+    }
+
+    /// The Services to look at again, each told once.
+    pub(super) fn take_changed(&mut self) -> Vec<ObjectKey> {
+        let mut changed: Vec<ObjectKey> = self.changed.drain().collect();
+        changed.sort_unstable();
+        changed
+    }
+
+    /// Every Service has to be looked at again.
+    pub(super) fn change_all(&mut self) {
+        self.changed.extend(self.services.keys().cloned());
+    }
+
+    pub(super) fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub(super) fn slices(&self, service: &ObjectKey) -> Vec<&EndpointSlice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        let keys = names.map(|name| ObjectKey {
+            namespace: service.namespace.clone(),
+            name: name.clone(),
+        });
+        keys.filter_map(|key| self.slices.get(&key)).collect()
+    }
+
+    /// All that is wrong with the objects and their origin.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let services = self.services.values().flat_map(|service| &service.problems);
+        let slices = self.slices.values().flat_map(|slice| &slice.problems);
+        self.origin_problems.iter().chain(services).chain(slices)
+    }
+
+    fn put_service(&mut self, service: Service) {
+        if self.services.get(&service.key) != Some(&service) {
+            self.changed.insert(service.key.clone());
+            self.services.insert(service.key.clone(), service);
+        }
+    }
+
+    fn drop_service(&mut self, key: &ObjectKey) {
+        if self.services.remove(key).is_some() {
+            self.changed.insert(key.clone());
+        }
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) {
+        let before = self.slices.get(&slice.key);
+        if before == Some(&slice) {
+            return;
+        }
+        if before.is_some_and(|before| before.service != slice.service) {
+            self.drop_slice(&slice.key.clone());
+        }
+        if let Some(service) = &slice.service {
+            self.changed.insert(service.clone());
+            let names = self.slices_of.entry(service.clone()).or_default();
+            names.insert(slice.key.name.clone());
+        }
+        self.slices.insert(slice.key.clone(), slice);
+    }
+
+    fn drop_slice(&mut self, key: &ObjectKey) {
+        let Some(service) = self.slices.remove(key).and_then(|slice| slice.service) else {
+            return;
+        };
+        if let Some(names) = self.slices_of.get_mut(&service) {
+            names.remove(&key.name);
+            if names.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        self.changed.insert(service);
+    }
+}
