@@ -1,0 +1,86 @@
+//! Programs that live as long as the test at most.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// Ends the program when its standard input ends, which is when the test ends in whatever way: the kernel closes a dead
+/// process's files. `$$` still waits for the program when it is signalled, so the id is the program's.
+const KEEPER: &str = r#"exec 3<&0; "$@" </dev/null 3<&- & child=$!
+(read -r _ <&3; kill -9 $child 2>/dev/null) >/dev/null 2>&1 &
+wait $child"#;
+
+/// A program that is ended when this is dropped, or the test dies.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    keeper: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts a command; what it prints goes to `log`, behind what is there.
+    pub fn start(name: &str, command: &[&str], log: &Path) -> Self {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap_or_else(|error| panic!("cannot write {}: {error}", log.display()));
+        let keeper = Command::new("sh")
+            .args(["-c", KEEPER, name])
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().expect("a file can be shared"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {name} through sh: {error}"));
+        Self {
+            name: name.to_owned(),
+            keeper,
+            log: log.to_owned(),
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.keeper.try_wait().expect("a child can be waited for")
+    }
+
+    /// Panics with the end of its log if it has ended.
+    pub fn must_run(&mut self) {
+        if let Some(status) = self.ended() {
+            panic!("{} has ended ({status}):\n{}", self.name, self.log_end());
+        }
+    }
+
+    /// Everything that it has printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The last lines that it has printed.
+    pub fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // Its end of the pipe tells the keeper.
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
