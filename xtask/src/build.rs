@@ -25,6 +25,9 @@ pub struct Options {
     release: bool,
 }
 
+/// The kernel object's name in the output folder of `lb-userspace/build.rs`.
+const OBJECT: &str = "fairway_object";
+
 /// What a build made.
 pub struct Artifacts {
     /// The `fairway` binary.
@@ -88,7 +91,7 @@ pub fn build(release: bool) -> Result<Artifacts> {
         }
         match message.reason.as_str() {
             "compiler-artifact" => fairway = message.executable.or(fairway),
-            "build-script-executed" => object = message.out_dir.map(|folder| folder.join("fairway")),
+            "build-script-executed" => object = message.out_dir.map(|folder| folder.join(OBJECT)),
             _ => {}
         }
     }

@@ -86,8 +86,11 @@ pub fn as_root(program: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Replaces this process by `cargo xtask ARGUMENTS` run as root, with these `NAME=VALUE` added to the environment; for verbs that have built everything as the user
-/// and go on with namespaces and BPF programs. Only returns if that failed.
+/// Replaces this process by `cargo xtask ARGUMENTS` run as root, with these `NAME=VALUE` added to the environment;
+/// for verbs that have built everything as the user and go on with namespaces and BPF programs.
+///
+/// # Errors
+/// Always, if it returns: sudo could not be started.
 pub fn go_on_as_root<A: AsRef<OsStr>>(environment: &[String], arguments: impl IntoIterator<Item = A>) -> Result<()> {
     let program = env::current_exe().context("cannot find this program's own file")?;
     let mut command = as_root("env")?;

@@ -13,7 +13,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde::Serialize;
 
-use crate::{process, setup::Need};
+use crate::{kubernetes, process, setup::Need};
 
 /// The version of bpf-linker that goes with the distribution's LLVM.
 pub const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -128,7 +128,7 @@ pub fn checks(need: Need) -> Vec<Check> {
             checks.push(compiler());
             checks.push(linker());
         }
-        Need::Kubernetes => checks.push(kubernetes()),
+        Need::Kubernetes => checks.push(api_server()),
         Need::Lint => checks.push(cargo_deny()),
         Need::Lab | Need::Kernel => {}
     }
@@ -178,39 +178,36 @@ fn rustup() -> Check {
     }
 }
 
-/// How Rust code becomes BPF here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Toolchain {
-    /// Debian's compiler with its prebuilt core, linked into rustup.
-    Distribution,
-    /// rustup's nightly with rust-src.
-    Nightly,
-}
-
-impl Toolchain {
-    /// The toolchain that a build would use now.
-    pub fn detect() -> Option<Self> {
-        let list = process::output(Command::new("rustup").args(["toolchain", "list", "-v"])).ok()?;
-        let toolchains = || {
-            list.lines()
-                .filter_map(|line| Some((line.split_whitespace().next()?, line.split_whitespace().next_back()?)))
-        };
-        if distribution_core().is_some() && toolchains().any(|(name, _)| name == DISTRIBUTION_TOOLCHAIN) {
-            return Some(Self::Distribution);
-        }
-        let usable = |path: &str| Path::new(path).join("lib/rustlib/src/rust/library/core").is_dir();
-        toolchains()
-            .any(|(name, path)| name.starts_with("nightly") && usable(path))
-            .then_some(Self::Nightly)
+/// The compiler that a build would use for BPF now, described; the same choice as in `lb-userspace/build.rs`.
+pub fn bpf_toolchain() -> Option<String> {
+    if let Ok(name) = std::env::var("FAIRWAY_BPF_TOOLCHAIN") {
+        return Some(format!("toolchain `{name}`, named by FAIRWAY_BPF_TOOLCHAIN"));
     }
+    let list = process::output(Command::new("rustup").args(["toolchain", "list", "-v"])).ok()?;
+    let path_of = |is_it: fn(&str) -> bool| {
+        list.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            is_it(words.next()?).then(|| words.next_back()).flatten()
+        })
+    };
+    if path_of(|name| name == DISTRIBUTION_TOOLCHAIN).is_some() {
+        return has_distribution_core().then(|| "the distribution's, toolchain `debian` in rustup".into());
+    }
+    let nightly = path_of(is_latest_nightly)?;
+    let has_sources = Path::new(nightly).join("lib/rustlib/src/rust/library/core").is_dir();
+    has_sources.then(|| "rustup's nightly with rust-src".into())
 }
 
-/// Debian's compiler with its core for BPF, if it is installed.
-pub fn distribution_core() -> Option<&'static str> {
-    let there = Path::new(DISTRIBUTION_BPF_CORE).is_dir()
-        && Path::new("/usr/bin/rustc").exists()
-        && Path::new("/usr/bin/cargo").exists();
-    there.then_some(DISTRIBUTION_BPF_CORE)
+/// Whether `rustup run nightly` means this toolchain: one without a date in its name.
+fn is_latest_nightly(name: &str) -> bool {
+    let rest = name.strip_prefix("nightly");
+    rest.is_some_and(|rest| !rest.trim_start_matches('-').starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Whether Debian's compiler is installed with its core for BPF.
+pub fn has_distribution_core() -> bool {
+    let files = [DISTRIBUTION_BPF_CORE, "/usr/bin/rustc", "/usr/bin/cargo"];
+    files.iter().all(|file| Path::new(file).exists())
 }
 
 /// The commands that bring a compiler for BPF by way of Debian's packages.
@@ -223,12 +220,9 @@ fn distribution_recipe() -> String {
 
 fn compiler() -> Check {
     let name = "Rust compiler for BPF";
-    match Toolchain::detect() {
-        Some(Toolchain::Distribution) => {
-            Check::present(Need::Build, name, "distribution's, toolchain `debian` in rustup")
-        }
-        Some(Toolchain::Nightly) => Check::present(Need::Build, name, "rustup's nightly with rust-src"),
-        None if distribution_core().is_some() => Check::missing(
+    match bpf_toolchain() {
+        Some(found) => Check::present(Need::Build, name, found),
+        None if has_distribution_core() => Check::missing(
             Need::Build,
             name,
             "installed, unknown to rustup",
@@ -319,12 +313,12 @@ fn cargo_deny() -> Check {
 /// The components that tests of the API source start.
 const KUBERNETES_PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];
 
-fn kubernetes() -> Check {
+fn api_server() -> Check {
     let name = "kube-apiserver and etcd, or Go to build them";
     let complete = |folder: &Path| KUBERNETES_PROGRAMS.iter().all(|program| folder.join(program).is_file());
     let folders = [
         std::env::var_os("KUBEBUILDER_ASSETS").map(Into::into),
-        crate::kubernetes::folder().ok(),
+        kubernetes::folder().ok(),
     ];
     if let Some(folder) = folders.iter().flatten().find(|folder| complete(folder)) {
         return Check::present(Need::Kubernetes, name, folder.display().to_string());
@@ -353,4 +347,17 @@ fn os_release(key: &str) -> Option<String> {
 pub fn system() -> String {
     let name = os_release("PRETTY_NAME").unwrap_or_else(|| "unknown system".into());
     format!("{name}, {}", std::env::consts::ARCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dated_nightly_is_not_the_one_that_builds_use() {
+        assert!(is_latest_nightly("nightly"));
+        assert!(is_latest_nightly("nightly-x86_64-unknown-linux-gnu"));
+        assert!(!is_latest_nightly("nightly-2026-01-31-x86_64-unknown-linux-gnu"));
+        assert!(!is_latest_nightly("stable-x86_64-unknown-linux-gnu"));
+    }
 }

@@ -105,6 +105,9 @@ pub fn run(options: &Options) -> Result<()> {
     process::heading("Build");
     let artifacts = build::build(false)?;
     let mut environment = vec![("FAIRWAY_BIN", artifacts.fairway.into_os_string())];
+    if !options.no_root {
+        environment.push(("FAIRWAY_KUBE_BIN", kubernetes::ensure()?.into_os_string()));
+    }
     if require {
         environment.push(("FAIRWAY_REQUIRE", "1".into()));
     }
