@@ -22,4 +22,6 @@ pub mod checksum;
 pub mod datapath;
 pub mod env;
 pub mod hash;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod wire;

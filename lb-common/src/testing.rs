@@ -1,0 +1,38 @@
+//! The packet logic on the host, for tests: an environment on ordinary collections, packets in vectors, a named
+//! cast of addresses, and **the scenario table**: each packet case written once, and run on the host build and on
+//! the loaded object alike.
+//!
+//! | module | what is in it |
+//! | --- | --- |
+//! | [`env`] | the maps as plain data ([`World`]), and the environment on them |
+//! | [`packet`] | packets at each hook |
+//! | [`build`] | packets from their parts, with checksums computed here once more, another way |
+//! | [`cast`] | who is who: clients, nodes, Services, pods |
+//! | [`flow`] | connections, and the entries that they have |
+//! | [`scene`] | how a scenario is written |
+//! | [`scenarios`] | the table |
+//! | [`show`] | differences, readable |
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a panic here fails a test, which is what it is for"
+)]
+
+pub mod build;
+pub mod cast;
+pub mod env;
+pub mod flow;
+pub mod packet;
+pub mod scenarios;
+pub mod scene;
+pub mod show;
+
+pub use build::Frame;
+pub use cast::Cast;
+pub use env::{FakeEnv, World};
+pub use flow::Flow;
+pub use packet::{FakePacket, Ran, run};
+pub use scene::{Expected, Input, Output, Scenario, Scene};

@@ -1,0 +1,531 @@
+//! How a scenario is written: a sentence, what is in the maps, what comes in, and what is demanded of it.
+//!
+//! A [`Scene`] starts from the world that [`Scene::new`] sets up (this node with its pods, the other node's next
+//! hop, four backends, and no frontend) and collects what the scenario adds. Whatever it does not say must stay as
+//! it was.
+
+use std::boxed::Box;
+use std::format;
+use std::rc::Rc;
+use std::string::String;
+use std::vec::Vec;
+
+use super::cast::{NODE_1_MAC, NODE_2_MAC};
+use super::packet::{DEVICE, Ran, run};
+use super::{Cast, FakeEnv, Flow, Frame, World};
+use crate::abi::{
+    Adjacency, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Port, Tuple,
+    address_class, adjacency_flags, backend_flags, frontend_flags, protocol,
+};
+use crate::datapath::Verdict;
+use crate::datapath::socket::{Answer, Request, restore, translate};
+use crate::hash::filter_bucket;
+use crate::wire::Be16;
+
+/// Jiffies at which scenarios happen.
+pub const NOW: u32 = 10_000_000;
+/// Jiffies a second.
+pub const HZ: u32 = 250;
+/// Jiffies at which established connections were last seen.
+pub const EARLIER: u32 = NOW - 10 * HZ;
+/// The one port for source translation, so that there is nothing random.
+pub const SNAT_PORT: u16 = 61_000;
+/// Cookie of the node's network namespace.
+pub const NODE_COOKIE: u64 = 0x1_0000_0007;
+/// The client's port.
+pub const CLIENT_PORT: u16 = 40_000;
+/// The Service port in most scenarios: its id.
+pub const WEB: u32 = 7;
+/// The port of frontends.
+pub const HTTP: u16 = 80;
+/// The port of backends.
+pub const TARGET: u16 = 8080;
+/// A NodePort.
+pub const NODE_PORT: u16 = 30_080;
+/// The device that leads to this node's pods.
+pub const POD_DEVICE: u32 = 5;
+/// Adjacency of the other node.
+pub const BY_NODE_2: u32 = 1;
+/// Adjacency of this node's pods.
+pub const BY_POD_DEVICE: u32 = 2;
+
+/// A scenario: one input, and all that is demanded of it.
+pub struct Scenario {
+    /// What happens to the packet, in one sentence.
+    pub sentence: String,
+    /// The family's name.
+    pub family: &'static str,
+    /// What is in the maps.
+    pub world: World,
+    /// What comes in.
+    pub input: Input,
+    /// What is demanded.
+    pub expected: Expected,
+    /// Whether each beginning of the packet must pass as it came.
+    pub cut_anywhere: bool,
+}
+
+/// What comes in.
+#[derive(Clone)]
+pub enum Input {
+    /// A packet, at a hook.
+    Packet {
+        /// The hook.
+        hook: Hook,
+        /// Whether it has an Ethernet header.
+        ethernet: bool,
+        /// Its EtherType, in host order.
+        ethertype: u16,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// A socket that asks, or is told.
+    Socket(Call),
+}
+
+/// What comes out.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// The verdict, and the packet's bytes.
+    Packet(Verdict, Vec<u8>),
+    /// What the socket gets, in words.
+    Socket(String),
+}
+
+/// What is demanded.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Expected {
+    /// What comes out.
+    pub output: Output,
+    /// What is in the maps afterwards.
+    pub world: World,
+}
+
+impl Scenario {
+    /// Runs it on the host build.
+    pub fn run(&self) -> Expected {
+        match &self.input {
+            Input::Packet {
+                hook,
+                ethernet,
+                ethertype,
+                bytes,
+            } => {
+                let Ran { verdict, packet, world } = run(*hook, *ethernet, Be16::new(*ethertype), bytes, &self.world);
+                Expected {
+                    output: Output::Packet(verdict, packet),
+                    world,
+                }
+            }
+            Input::Socket(call) => {
+                let env = FakeEnv::new(self.world.clone());
+                let output = Output::Socket(call(&env));
+                Expected {
+                    output,
+                    world: env.world(),
+                }
+            }
+        }
+    }
+
+    /// The scenarios that follow from [`Scenario::cut_anywhere`]: the packet, cut to each length.
+    pub fn cuts(&self) -> Vec<Scenario> {
+        let Input::Packet {
+            hook,
+            ethernet,
+            ethertype,
+            bytes,
+        } = &self.input
+        else {
+            return Vec::new();
+        };
+        let lengths = if self.cut_anywhere { 0..bytes.len() } else { 0..0 };
+        lengths
+            .map(|len| {
+                let bytes = bytes[..len].to_vec();
+                let mut world = self.world.clone();
+                *world.counts.entry(Outcome::NotOurs.slot(*hook)).or_default() += 1;
+                Scenario {
+                    sentence: format!("{} Cut after {len} bytes.", self.sentence),
+                    family: self.family,
+                    world: self.world.clone(),
+                    expected: Expected {
+                        output: Output::Packet(Verdict::Pass, bytes.clone()),
+                        world,
+                    },
+                    input: Input::Packet {
+                        hook: *hook,
+                        ethernet: *ethernet,
+                        ethertype: *ethertype,
+                        bytes,
+                    },
+                    cut_anywhere: false,
+                }
+            })
+            .collect()
+    }
+}
+
+/// A call into the packet logic, and what came of it in words.
+pub type Call = Rc<dyn Fn(&FakeEnv) -> String>;
+
+type Change = Box<dyn FnOnce(&mut World)>;
+
+/// A scenario being written, of one family.
+pub struct Scene<F: Cast> {
+    sentence: String,
+    hook: Hook,
+    ethernet: bool,
+    world: World,
+    bytes: Vec<u8>,
+    call: Option<Call>,
+    output: Option<Output>,
+    counts: Vec<Outcome>,
+    changes: Vec<Change>,
+    cut_anywhere: bool,
+    family: core::marker::PhantomData<F>,
+}
+
+/// The set that holds this one backend.
+pub fn only(backend: u32) -> BackendSet {
+    BackendSet {
+        offset: backend,
+        size: 1,
+    }
+}
+
+/// The set that holds nobody.
+pub const NOBODY: BackendSet = BackendSet { offset: 0, size: 0 };
+
+/// A frontend of [`WEB`] with this set for all clients.
+pub fn web(set: BackendSet, flags: u32) -> Frontend {
+    Frontend {
+        service_port: WEB,
+        flags,
+        affinity_timeout_s: 0,
+        external: set,
+        internal: set,
+    }
+}
+
+/// A ClusterIP: clients from outside the cluster are masqueraded.
+pub fn cluster_ip(set: BackendSet) -> Frontend {
+    web(set, frontend_flags::CLUSTER_IP | frontend_flags::MASQUERADE_EXTERNAL)
+}
+
+/// A NodePort of external traffic policy Cluster: all clients are masqueraded.
+pub fn node_port(set: BackendSet) -> Frontend {
+    web(set, frontend_flags::NODE_PORT | MASQUERADE_ALL)
+}
+
+/// A load balancer address of external traffic policy Cluster: all clients are masqueraded.
+pub fn load_balancer(set: BackendSet) -> Frontend {
+    web(set, frontend_flags::LOAD_BALANCER | MASQUERADE_ALL)
+}
+
+/// A load balancer address of external traffic policy Local: clients keep their address.
+pub fn local_load_balancer(set: BackendSet) -> Frontend {
+    web(set, frontend_flags::LOAD_BALANCER | frontend_flags::DROP_EXTERNAL)
+}
+
+/// All clients are masqueraded.
+pub const MASQUERADE_ALL: u32 =
+    frontend_flags::MASQUERADE_EXTERNAL | frontend_flags::MASQUERADE_POD | frontend_flags::MASQUERADE_NODE;
+
+impl<F: Cast> Scene<F> {
+    /// A scenario at TC ingress, headed by what happens to the packet.
+    pub fn new(sentence: &str) -> Self {
+        let scene = Self {
+            sentence: sentence.into(),
+            hook: Hook::Ingress,
+            ethernet: true,
+            world: World::default(),
+            bytes: Vec::new(),
+            call: None,
+            output: None,
+            counts: Vec::new(),
+            changes: Vec::new(),
+            cut_anywhere: false,
+            family: core::marker::PhantomData,
+        };
+        scene
+            .given(|world| {
+                world.now = NOW;
+                world.config = Config {
+                    hz: HZ,
+                    snat_port_min: SNAT_PORT,
+                    snat_port_max: SNAT_PORT,
+                    netns_cookie_low: NODE_COOKIE as u32,
+                    netns_cookie_high: (NODE_COOKIE >> 32) as u32,
+                    flags: 0,
+                    pad: 0,
+                };
+                let (addr, prefix_len) = F::POD_CIDR;
+                F::maps_mut(world).pod_cidrs.push(LpmKey { prefix_len, addr });
+                for address in [F::NODE_1, F::GATEWAY] {
+                    add_class::<F>(world, address, address_class::NODE);
+                }
+            })
+            .adjacency(
+                BY_NODE_2,
+                Adjacency {
+                    ifindex: DEVICE,
+                    flags: adjacency_flags::FAST,
+                    mtu: 1500,
+                    dst_mac: NODE_2_MAC,
+                    src_mac: NODE_1_MAC,
+                    masquerade: F::NODE_1,
+                },
+            )
+            .adjacency(
+                BY_POD_DEVICE,
+                Adjacency {
+                    ifindex: POD_DEVICE,
+                    flags: 0,
+                    mtu: 1500,
+                    dst_mac: Mac::default(),
+                    src_mac: Mac::default(),
+                    masquerade: F::GATEWAY,
+                },
+            )
+            .backend(1, F::POD_1, backend_flags::LIVE | backend_flags::LOCAL, BY_POD_DEVICE)
+            .backend(2, F::POD_2, backend_flags::LIVE | backend_flags::LOCAL, BY_POD_DEVICE)
+            .backend(3, F::POD_3, backend_flags::LIVE, BY_NODE_2)
+            .backend(4, F::POD_4, backend_flags::LIVE, BY_NODE_2)
+    }
+
+    /// Sets the hook.
+    #[must_use]
+    pub fn at(mut self, hook: Hook) -> Self {
+        self.hook = hook;
+        self
+    }
+
+    /// Changes the world before the packet comes.
+    #[must_use]
+    pub fn given(mut self, change: impl FnOnce(&mut World)) -> Self {
+        change(&mut self.world);
+        self
+    }
+
+    /// There is this adjacency.
+    #[must_use]
+    pub fn adjacency(self, id: u32, adjacency: Adjacency<F::Addr>) -> Self {
+        self.given(|world| {
+            F::maps_mut(world).adjacencies.insert(id, adjacency);
+        })
+    }
+
+    /// There is this backend, at port [`TARGET`], and a set of it alone (see [`only`]).
+    #[must_use]
+    pub fn backend(self, id: u32, addr: F::Addr, flags: u16, adjacency: u32) -> Self {
+        self.given(|world| {
+            let backend = Backend {
+                addr,
+                port: Port::new(TARGET),
+                flags,
+                adjacency,
+            };
+            F::maps_mut(world).backends.insert(id, backend);
+            world.maglev.insert(id, id);
+            add_class::<F>(world, addr, address_class::BACKEND);
+        })
+    }
+
+    /// There is this TCP frontend.
+    #[must_use]
+    pub fn frontend(self, addr: F::Addr, port: u16, frontend: Frontend) -> Self {
+        self.frontend_of(protocol::TCP, addr, port, frontend)
+    }
+
+    /// There is this frontend.
+    #[must_use]
+    pub fn frontend_of(self, protocol: u8, addr: F::Addr, port: u16, frontend: Frontend) -> Self {
+        self.given(|world| {
+            let key = FrontendKey {
+                addr,
+                port: Port::new(port),
+                protocol,
+                pad: 0,
+            };
+            F::maps_mut(world).frontends.insert(key, frontend);
+            if frontend.flags & frontend_flags::NODE_PORT != 0 {
+                world.node_ports.insert(port);
+            } else {
+                add_class::<F>(world, addr, address_class::FRONTEND);
+            }
+        })
+    }
+
+    /// There is this connection.
+    #[must_use]
+    pub fn established(self, flow: &Flow<F>) -> Self {
+        self.given(|world| F::maps_mut(world).connections.extend(flow.entries()))
+    }
+
+    /// This comes in.
+    #[must_use]
+    pub fn packet(mut self, frame: &Frame<F>) -> Self {
+        self.ethernet = frame.link.is_some();
+        self.bytes = frame.build();
+        self
+    }
+
+    /// These bytes come in.
+    #[must_use]
+    pub fn bytes(mut self, bytes: Vec<u8>) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// A socket asks for a destination.
+    #[must_use]
+    pub fn asks(mut self, request: Request<F::Addr>) -> Self {
+        self.hook = Hook::Socket;
+        self.call = Some(Rc::new(move |env| match translate::<F, _>(env, &request) {
+            Answer::Leave => "as asked for".into(),
+            Answer::Use(addr, port) => format!("{addr:?} port {port:?}"),
+            Answer::Refuse => "refused".into(),
+        }));
+        self
+    }
+
+    /// A socket is told its peer.
+    #[must_use]
+    pub fn is_told(mut self, request: Request<F::Addr>) -> Self {
+        self.hook = Hook::Socket;
+        self.call = Some(Rc::new(move |env| match restore::<F, _>(env, &request) {
+            None => "as it is".into(),
+            Some((addr, port)) => format!("{addr:?} port {port:?}"),
+        }));
+        self
+    }
+
+    /// The socket must get this.
+    #[must_use]
+    pub fn gets(mut self, words: &str) -> Self {
+        self.output = Some(Output::Socket(words.into()));
+        self
+    }
+
+    /// The socket must get this address, and [`TARGET`] or another port.
+    #[must_use]
+    pub fn gets_address(self, addr: F::Addr, port: u16) -> Self {
+        self.gets(&format!("{addr:?} port {port}"))
+    }
+
+    /// It must leave exactly as it came, as not ours.
+    #[must_use]
+    pub fn untouched(mut self) -> Self {
+        self.output = Some(Output::Packet(Verdict::Pass, self.bytes.clone()));
+        self.counted(&[Outcome::NotOurs])
+    }
+
+    /// It must pass on as this packet, of a known connection.
+    #[must_use]
+    pub fn passes_as(mut self, frame: &Frame<F>) -> Self {
+        self.output = Some(Output::Packet(Verdict::Pass, frame.build()));
+        self.counted(&[Outcome::Translated])
+    }
+
+    /// It must be sent out by XDP as this packet.
+    #[must_use]
+    pub fn forwarded_as(mut self, frame: &Frame<F>) -> Self {
+        self.output = Some(Output::Packet(Verdict::Reflect, frame.build()));
+        self.counted(&[Outcome::Forwarded])
+    }
+
+    /// It must be answered with this packet.
+    #[must_use]
+    pub fn rejected_by(mut self, frame: &Frame<F>) -> Self {
+        self.output = Some(Output::Packet(Verdict::Reflect, frame.build()));
+        self.counted(&[Outcome::Rejected])
+    }
+
+    /// It must be dropped.
+    #[must_use]
+    pub fn dropped(mut self, reason: DropReason) -> Self {
+        self.output = Some(Output::Packet(Verdict::Drop(reason), self.bytes.clone()));
+        self.counted(&[Outcome::Dropped(reason)])
+    }
+
+    /// These must be counted, too.
+    #[must_use]
+    pub fn counted(mut self, outcomes: &[Outcome]) -> Self {
+        self.counts.extend(outcomes);
+        self
+    }
+
+    /// These entries must be written, and no other.
+    #[must_use]
+    pub fn recorded(self, flow: &Flow<F>) -> Self {
+        let entries = flow.entries();
+        self.counted(&[Outcome::Connection])
+            .then(move |world| F::maps_mut(world).connections.extend(entries))
+    }
+
+    /// The entry must be marked as seen now, with this added to its state.
+    #[must_use]
+    pub fn seen(self, key: Tuple<F::Addr>, state: u8) -> Self {
+        self.then(move |world| {
+            let entry = F::maps_mut(world)
+                .connections
+                .get_mut(&key)
+                .expect("the entry is there");
+            entry.last_seen = NOW;
+            entry.state |= state;
+        })
+    }
+
+    /// The world must differ so afterwards.
+    #[must_use]
+    pub fn then(mut self, change: impl FnOnce(&mut World) + 'static) -> Self {
+        self.changes.push(Box::new(change));
+        self
+    }
+
+    /// Each beginning of the packet must pass as it came.
+    #[must_use]
+    pub fn cut_anywhere(mut self) -> Self {
+        self.cut_anywhere = true;
+        self
+    }
+
+    /// The scenario.
+    ///
+    /// # Panics
+    /// If it does not say what comes out.
+    pub fn done(self) -> Scenario {
+        let mut world = self.world.clone();
+        for change in self.changes {
+            change(&mut world);
+        }
+        for outcome in self.counts {
+            *world.counts.entry(outcome.slot(self.hook)).or_default() += 1;
+        }
+        Scenario {
+            sentence: self.sentence,
+            family: F::NAME,
+            world: self.world,
+            input: match self.call {
+                Some(call) => Input::Socket(call),
+                None => Input::Packet {
+                    hook: self.hook,
+                    ethernet: self.ethernet,
+                    ethertype: Frame::<F>::ethertype(),
+                    bytes: self.bytes,
+                },
+            },
+            expected: Expected {
+                output: self.output.expect("a scenario says what comes out"),
+                world,
+            },
+            cut_anywhere: self.cut_anywhere,
+        }
+    }
+}
+
+/// Marks an address in the filter.
+pub fn add_class<F: Cast>(world: &mut World, address: F::Addr, class: u8) {
+    *world.filter.entry(filter_bucket(&address)).or_default() |= class;
+}
