@@ -30,7 +30,7 @@ const OBJECT: &str = "fairway_object";
 
 /// What a build made.
 pub struct Artifacts {
-    /// The `fairway` binary.
+    /// The binary: `fairway`, unless another was asked for.
     pub fairway: PathBuf,
     /// The kernel object that is embedded in it.
     pub object: PathBuf,
@@ -63,11 +63,21 @@ struct Message {
 /// # Errors
 /// If it does not build; the compiler's messages have been shown then.
 pub fn build(release: bool) -> Result<Artifacts> {
+    build_binary("fairway", release)
+}
+
+/// As [`build`], another binary of the same package.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_binary(name: &str, release: bool) -> Result<Artifacts> {
     let mut command = process::cargo();
     command.args([
         "build",
         "--package",
         "lb-userspace",
+        "--bin",
+        name,
         "--message-format",
         "json-render-diagnostics",
     ]);
@@ -100,7 +110,7 @@ pub fn build(release: bool) -> Result<Artifacts> {
         bail!("`{shown}` failed ({status})");
     }
     Ok(Artifacts {
-        fairway: fairway.context("cargo built no `fairway` binary")?,
+        fairway: fairway.with_context(|| format!("cargo built no `{name}` binary"))?,
         object: object.context("lb-userspace has no build script that makes the kernel object")?,
     })
 }

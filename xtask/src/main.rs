@@ -4,6 +4,7 @@
 //! is told by the list of [`setup::Need`]s that it passes to [`setup::ensure`]; `doctor` prints the same checks
 //! without changing anything. A new verb is a module here, a variant of [`Verb`] and a line in `main`.
 
+mod bench;
 mod build;
 mod ci;
 mod doctor;
@@ -42,6 +43,8 @@ enum Verb {
     Lab(lab::cli::Options),
     /// Run every test: packet logic, agent, loaded kernel object, API server, end to end.
     Test(test::Options),
+    /// Measure what packets cost, against a reference program in the same run.
+    Bench(bench::Options),
     /// Formatting, clippy, licences, and that the kernel object cannot panic.
     Lint,
     /// Real Kubernetes components for tests and the lab, built from their Go modules; prints their folder.
@@ -62,6 +65,7 @@ fn main() -> std::process::ExitCode {
         Verb::Setup => setup::ensure(&setup::Need::ALL),
         Verb::Build(options) => build::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Lint => lint::run(),
         Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Ci => ci::run(),
