@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fairway::desired::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, Settings};
+use fairway::maps::fake::FakeMaps;
 use fairway::model::{EndpointSlice, Node, ObjectKey, Service};
+use fairway::reconcile::{NoNextHops, Reconciler};
 use fairway::sources::Event;
 use fairway::sources::kube::{Access, Options, run};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
@@ -446,4 +449,67 @@ async fn what_happened_while_the_api_was_lost_is_noticed_even_when_its_history_i
         .await;
     assert!(source.has("stays") && source.has_slice("stays-1"));
     assert!(source.lists >= 3, "there was a new list");
+}
+
+/// The reconcile loop over maps in memory.
+fn reconciler() -> Reconciler<FakeMaps, NoNextHops> {
+    let node = NodeState {
+        settings: Settings {
+            node_name: "node-1".into(),
+            local_pods: LocalPods::Unknown,
+            node_port_addresses: NodePortAddresses::Primary,
+            service_cidrs: Vec::new(),
+            masquerade_all: false,
+            datapath: lb_common::abi::Config::default(),
+        },
+        local: LocalAddresses::default(),
+        object: None,
+    };
+    Reconciler::restore(FakeMaps::default(), NoNextHops, node).expect("maps in memory can be read")
+}
+
+/// What the maps hold of this address, as text.
+fn lines_of(reconciler: &Reconciler<FakeMaps, NoNextHops>, address: &str) -> Vec<String> {
+    let maps = reconciler.maps();
+    let mut lines = maps.contents.lines(&maps.maglev);
+    lines.retain(|line| line.contains(address));
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_the_api_comes_to_stand_in_the_maps() {
+    let Some(server) = server("what_is_written_to_the_api_comes_to_stand_in_the_maps") else {
+        return;
+    };
+    let cluster = Cluster::of(&server.client().await);
+    cluster
+        .create_service_with("web", json!({"clusterIP": "172.30.0.80"}))
+        .await;
+    cluster.create_slice("web-1", "web", &["10.0.0.1", "10.0.0.2"]).await;
+
+    let mut source = Source::start(server.kubeconfig());
+    let mut reconciler = reconciler();
+    let mut frontend_becomes = async |wanted: &[&str]| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lines = lines_of(&reconciler, "172.30.0.80:80 tcp");
+            // The backends stand between brackets, in order.
+            let backends = lines.first().and_then(|line| line.split(['[', ']']).nth(1));
+            if lines.len() <= 1 && backends.unwrap_or("no frontend").split(' ').eq(wanted.iter().copied()) {
+                break;
+            }
+            let event = timeout_at(deadline, source.events.recv()).await;
+            let event = event.unwrap_or_else(|_| panic!("wanted {wanted:?}, but there is {lines:#?}"));
+            reconciler.take(event.expect("the source goes on"));
+            let report = reconciler.reconcile();
+            assert!(report.failures.is_empty(), "{:?}", report.failures);
+        }
+    };
+    frontend_becomes(&["10.0.0.1:8080", "10.0.0.2:8080"]).await;
+    cluster.create_slice("web-2", "web", &["10.0.0.3"]).await;
+    frontend_becomes(&["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"]).await;
+    cluster.delete_slice("web-1").await;
+    frontend_becomes(&["10.0.0.3:8080"]).await;
+    cluster.delete_service("web").await;
+    frontend_becomes(&["no", "frontend"]).await;
 }
