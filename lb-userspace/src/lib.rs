@@ -1,8 +1,15 @@
 //! The node agent and the command line of Fairway.
 
+pub mod agent;
+pub mod cli;
+pub mod connections;
+pub mod datapath;
 pub mod desired;
 pub mod maglev;
 pub mod maps;
 pub mod model;
+pub mod netlink;
+pub mod observe;
 pub mod reconcile;
 pub mod sources;
+pub mod sys;

@@ -3,10 +3,12 @@
 //!
 //! `bpf` implements the trait on pinned BPF maps, [`fake`] in memory.
 
+pub mod bpf;
 pub mod contents;
 mod dump;
 pub mod fake;
 mod family;
+pub mod table;
 
 use lb_common::abi::{AffinityMember, Backend, Config, Family, Frontend, FrontendKey, LpmKey, SourceRangeKey, V4, V6};
 

@@ -1,0 +1,311 @@
+//! `fairway agent`.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use ipnet::IpNet;
+use lb_common::abi::Config;
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::{self, Origin};
+use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
+use crate::datapath::pin::{self, PinDir};
+use crate::datapath::probe;
+use crate::desired::{LocalPods, NodePortAddresses, Settings};
+use crate::maps::table::Sizes;
+use crate::sources::{kube, manifests};
+use crate::sys;
+
+/// Loads the programs, attaches them to the network devices of the network namespace that it runs in, and keeps their
+/// maps equal to what Services and EndpointSlices say.
+///
+/// Objects come from a folder of manifests (--manifests), from the Kubernetes API that a kubeconfig file names
+/// (--kubeconfig), else, in a pod, from the cluster's own API. When the API goes away, traffic goes on by what is
+/// known. When the agent ends, the programs go on by themselves; the next agent takes over from them without
+/// losing a connection. `fairway cleanup` removes everything.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  \
+    fairway agent --node-name $(hostname) --manifests ./manifests --service-cidrs 10.96.0.0/16\n  \
+    fairway agent --node-name $(hostname) --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16")]
+pub struct Args {
+    /// Name of this node, as EndpointSlices and the Node object have it.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node_name: String,
+
+    /// Take objects from the YAML and JSON files of this folder, and follow its changes.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", help_heading = "Objects")]
+    manifests: Option<PathBuf>,
+
+    /// Take objects from the API that this kubeconfig's current context names.
+    #[arg(long, value_name = "FILE", help_heading = "Objects")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The ranges of pod addresses: clients in them are pods, others are masqueraded on their way to a ClusterIP.
+    /// `node` stands for the ranges in the own Node object. Without it pods are not told from other clients.
+    #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Services")]
+    cluster_cidr: Vec<String>,
+
+    /// The ranges of ClusterIPs. Packets to an address in them that no Service has are dropped; with --manifests,
+    /// Services without a ClusterIP get one from them.
+    #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Services")]
+    service_cidrs: Vec<IpNet>,
+
+    /// On which of the node's addresses NodePorts are served: on the `primary` one of each family, or on those in
+    /// these ranges.
+    #[arg(
+        long,
+        value_name = "CIDR,..|primary",
+        default_value = "primary",
+        help_heading = "Services"
+    )]
+    nodeport_addresses: NodePorts,
+
+    /// Masquerade every connection to a ClusterIP.
+    #[arg(long, help_heading = "Services")]
+    masquerade_all: bool,
+
+    /// The ports for source translation. [default: the largest range free of ip_local_port_range and 30000-32767]
+    #[arg(long, value_name = "FIRST-LAST", help_heading = "Services")]
+    snat_ports: Option<PortRange>,
+
+    /// Attach to devices with these names only; `*` and `?` stand for others. [default: all but loopback]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Hooks")]
+    devices: Vec<Glob>,
+
+    /// Do not attach to devices with these names.
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Hooks")]
+    exclude_devices: Vec<Glob>,
+
+    /// Devices for XDP. [default: those that default routes lead to]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Hooks")]
+    uplinks: Vec<Glob>,
+
+    /// How XDP runs on uplinks.
+    #[arg(long, value_enum, default_value_t, help_heading = "Hooks")]
+    xdp: XdpMode,
+
+    /// How TC programs are attached.
+    #[arg(long, value_enum, default_value_t, help_heading = "Hooks")]
+    attach: TcMode,
+
+    /// Translate the sockets of processes in this cgroup (v2), at once as they connect; `none` to translate packets
+    /// only. [default: where cgroup2 is mounted]
+    #[arg(long, value_name = "PATH", help_heading = "Hooks")]
+    cgroup: Option<PathBuf>,
+
+    /// Where maps and links are pinned. Agents that run side by side need one each.
+    #[arg(long, value_name = "PATH", default_value = pin::DEFAULT, help_heading = "State")]
+    pin_dir: PathBuf,
+
+    /// Connections of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().connections, help_heading = "Sizes")]
+    max_connections: u32,
+
+    /// Addresses and ports of Services, of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().frontends, help_heading = "Sizes")]
+    max_frontends: u32,
+
+    /// Endpoints of Services, of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().backends, help_heading = "Sizes")]
+    max_backends: u32,
+
+    /// Slots for the tables of all Services together.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().maglev, help_heading = "Sizes")]
+    max_maglev_slots: u32,
+
+    /// Clients remembered for session affinity, of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().affinity, help_heading = "Sizes")]
+    max_affinity: u32,
+
+    /// Source ranges of load balancers, of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().source_ranges, help_heading = "Sizes")]
+    max_source_ranges: u32,
+
+    /// Sockets remembered that were translated, of each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().sockets, help_heading = "Sizes")]
+    max_sockets: u32,
+
+    /// What is logged, such as `debug` or `fairway=debug,kube=info`.
+    #[arg(
+        long,
+        env = "FAIRWAY_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        help_heading = "Log"
+    )]
+    log: String,
+
+    /// How it is written.
+    #[arg(long, value_enum, default_value_t, help_heading = "Log")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Debug)]
+struct NodePorts(NodePortAddresses);
+
+impl FromStr for NodePorts {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "primary" {
+            return Ok(Self(NodePortAddresses::Primary));
+        }
+        let ranges: Result<Vec<IpNet>, _> = text.split(',').map(|range| range.trim().parse()).collect();
+        Ok(Self(NodePortAddresses::Within(ranges?)))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PortRange(u16, u16);
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("`{text}` is not two ports, the lower one first, such as 20000-29999");
+        let (first, last) = text.split_once('-').ok_or_else(form)?;
+        let parse = |port: &str| port.trim().parse::<u16>().map_err(|_| form());
+        let (first, last) = (parse(first)?, parse(last)?);
+        if first == 0 || first > last {
+            Err(form())
+        } else {
+            Ok(Self(first, last))
+        }
+    }
+}
+
+/// Runs the agent until it is told to end.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    log(&args)?;
+    let agent = args.settings()?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(agent::run(agent))
+}
+
+fn log(args: &Args) -> anyhow::Result<()> {
+    // A bare level is meant for Fairway: libraries say much at it that helps nobody here.
+    let bare = !args.log.contains(['=', ',']);
+    let directives = if bare {
+        format!("warn,fairway={}", args.log)
+    } else {
+        args.log.clone()
+    };
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("understand --log {}", args.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+impl Args {
+    fn settings(self) -> anyhow::Result<agent::Settings> {
+        let cookie = sys::netns_cookie().context("ask for the cookie of the network namespace (Linux 5.14 has it)")?;
+        let PortRange(snat_port_min, snat_port_max) = self.snat_ports.unwrap_or_else(|| {
+            let (first, last) = probe::snat_ports();
+            PortRange(first, last)
+        });
+        let node_name: std::sync::Arc<str> = self.node_name.as_str().into();
+        let node = Settings {
+            node_name: node_name.clone(),
+            local_pods: local_pods(&self.cluster_cidr)?,
+            node_port_addresses: self.nodeport_addresses.0,
+            service_cidrs: self.service_cidrs.clone(),
+            masquerade_all: self.masquerade_all,
+            datapath: Config {
+                hz: sys::hz(),
+                snat_port_min,
+                snat_port_max,
+                netns_cookie_low: half(cookie),
+                netns_cookie_high: half(cookie >> 32),
+                ..Config::default()
+            },
+        };
+        let origin = match (self.manifests, self.kubeconfig) {
+            (Some(dir), _) => {
+                ensure!(dir.is_dir(), "--manifests {} is not a folder", dir.display());
+                Origin::Manifests(manifests::Options {
+                    dir,
+                    node_name,
+                    service_cidrs: self.service_cidrs,
+                })
+            }
+            (None, Some(file)) => Origin::Api(kube::Options {
+                access: kube::Access::Kubeconfig(file),
+                node_name,
+            }),
+            (None, None) => {
+                ensure!(
+                    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+                    "this is not a pod of a cluster: give --manifests DIR or --kubeconfig FILE"
+                );
+                Origin::Api(kube::Options {
+                    access: kube::Access::InCluster,
+                    node_name,
+                })
+            }
+        };
+        Ok(agent::Settings {
+            node,
+            origin,
+            pins: PinDir::new(self.pin_dir),
+            hooks: Options {
+                tc: self.attach,
+                xdp: self.xdp,
+                devices: self.devices,
+                exclude: self.exclude_devices,
+                uplinks: self.uplinks,
+                cgroup: probe::cgroup(self.cgroup.as_deref())?,
+            },
+            sizes: Sizes {
+                connections: self.max_connections,
+                frontends: self.max_frontends,
+                backends: self.max_backends,
+                maglev: self.max_maglev_slots,
+                affinity: self.max_affinity,
+                source_ranges: self.max_source_ranges,
+                sockets: self.max_sockets,
+            },
+        })
+    }
+}
+
+fn half(wide: u64) -> u32 {
+    u32::try_from(wide & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+fn local_pods(ranges: &[String]) -> anyhow::Result<LocalPods> {
+    match ranges {
+        [] => Ok(LocalPods::Unknown),
+        [only] if only == "node" => Ok(LocalPods::OfNodeObject),
+        ranges => ranges
+            .iter()
+            .map(|range| {
+                range
+                    .trim()
+                    .parse()
+                    .with_context(|| format!("understand --cluster-cidr {range}"))
+            })
+            .collect::<anyhow::Result<_>>()
+            .map(LocalPods::Cidrs),
+    }
+}

@@ -1,0 +1,319 @@
+//! The adjacency table: ids for ways out of the node, kept in `ADJACENCIES_V4` and `_V6`.
+//!
+//! A way keeps its id as long as the agent runs. A change of the next hop's Ethernet address, or its loss, is
+//! written to the entry in place, so established connections, which remember the id, follow at once. After a
+//! restart a way takes the id of the entry that says the same; entries that nobody claims lose their `FAST` flag
+//! (the node's stack then finds the way for connections that remember them).
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lb_common::abi::{Addr4, Addr6, Address, Adjacency, adjacency_flags};
+
+use super::adjacency::{Way, entry, way};
+use super::network::Network;
+use crate::reconcile::NextHops;
+
+/// Where adjacencies are written to.
+pub trait AdjacencyMap<A> {
+    /// All entries, by id.
+    fn read(&self) -> Vec<Adjacency<A>>;
+    /// Writes one.
+    fn write(&self, id: u32, adjacency: &Adjacency<A>);
+}
+
+/// Which adjacency leads to which backend. Shared by the reconcile loop, which asks, and the agent, which tells of
+/// changes of the network.
+pub struct AdjacencyTable<M4, M6> {
+    state: Mutex<State>,
+    v4: Mutex<Ids<Addr4, M4>>,
+    v6: Mutex<Ids<Addr6, M6>>,
+}
+
+#[derive(Default)]
+struct State {
+    network: Network,
+    fast: BTreeSet<u32>,
+    backends: HashMap<IpAddr, Option<Way>>,
+}
+
+/// The ids of one family.
+struct Ids<A, M> {
+    map: M,
+    ids: HashMap<Way, u32>,
+    entries: Vec<Adjacency<A>>,
+    claimed: HashSet<u32>,
+    next: u32,
+}
+
+impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
+    /// Begins with the entries found in the maps.
+    pub fn new(v4: M4, v6: M6) -> Self {
+        Self {
+            state: Mutex::default(),
+            v4: Mutex::new(Ids::new(v4)),
+            v6: Mutex::new(Ids::new(v6)),
+        }
+    }
+
+    /// Takes a new snapshot. Returns the backends whose adjacency has another id now.
+    pub fn network_changed(&self, network: &Network, fast: &BTreeSet<u32>, neighbours_only: bool) -> HashSet<IpAddr> {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        state.network = network.clone();
+        state.fast.clone_from(fast);
+        let mut moved = HashSet::new();
+        if !neighbours_only {
+            for (backend, known) in &mut state.backends {
+                let now = way(&state.network, *backend, &state.fast);
+                if *known != now {
+                    *known = now;
+                    moved.insert(*backend);
+                }
+            }
+        }
+        let used: HashSet<Way> = state.backends.values().flatten().copied().collect();
+        lock(&self.v4).rewrite(&state.network, &used);
+        lock(&self.v6).rewrite(&state.network, &used);
+        moved
+    }
+
+    /// The next hops that packets are sent to without the stack: they have to be kept resolved.
+    pub fn direct(&self) -> BTreeSet<(u32, IpAddr)> {
+        let state = lock(&self.state);
+        state
+            .backends
+            .values()
+            .flatten()
+            .filter_map(|w| Some((w.device, w.next_hop?)))
+            .collect()
+    }
+
+    /// Takes `FAST` from the entries of an earlier run that nobody claimed.
+    pub fn forget_unclaimed(&self) {
+        lock(&self.v4).forget_unclaimed();
+        lock(&self.v6).forget_unclaimed();
+    }
+}
+
+impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> NextHops for AdjacencyTable<M4, M6> {
+    fn adjacency(&self, backend: IpAddr) -> u32 {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let found = state
+            .backends
+            .entry(backend)
+            .or_insert_with(|| way(&state.network, backend, &state.fast));
+        let Some(way) = found else { return 0 };
+        match backend {
+            IpAddr::V4(_) => lock(&self.v4).id(&state.network, way),
+            IpAddr::V6(_) => lock(&self.v6).id(&state.network, way),
+        }
+    }
+}
+
+impl<T: NextHops> NextHops for std::sync::Arc<T> {
+    fn adjacency(&self, backend: IpAddr) -> u32 {
+        self.as_ref().adjacency(backend)
+    }
+}
+
+impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
+    fn new(map: M) -> Self {
+        let entries = map.read();
+        let last = entries.iter().rposition(|e| *e != Adjacency::default()).unwrap_or(0);
+        let next = u32::try_from(last + 1).unwrap_or(u32::MAX);
+        Self {
+            map,
+            ids: HashMap::new(),
+            entries,
+            claimed: HashSet::new(),
+            next,
+        }
+    }
+
+    /// The id of a way; its entry is in the map before anyone can use the id.
+    fn id(&mut self, network: &Network, way: &Way) -> u32 {
+        if let Some(id) = self.ids.get(way) {
+            return *id;
+        }
+        let entry = entry(network, way, masquerade(way));
+        let same = |(id, found): (usize, &Adjacency<A>)| {
+            let id = u32::try_from(id).ok()?;
+            (id != 0 && *found == entry && !self.claimed.contains(&id)).then_some(id)
+        };
+        let Some(id) = self.entries.iter().enumerate().find_map(same).or_else(|| self.fresh()) else {
+            return 0;
+        };
+        self.ids.insert(*way, id);
+        self.claimed.insert(id);
+        self.set(id, entry);
+        id
+    }
+
+    /// An id that was never used, or one that no backend uses any more; `None` if the table is full.
+    fn fresh(&mut self) -> Option<u32> {
+        if (self.next as usize) < self.entries.len() {
+            self.next += 1;
+            return Some(self.next - 1);
+        }
+        (1..self.next).find(|id| !self.claimed.contains(id))
+    }
+
+    /// Brings the entries of all ways up to date; ways that no backend has any more lose `FAST`, and their ids
+    /// become free when no others are.
+    fn rewrite(&mut self, network: &Network, used: &HashSet<Way>) {
+        let ways: Vec<_> = self.ids.iter().map(|(way, id)| (*way, *id)).collect();
+        for (way, id) in ways {
+            let mut entry = entry(network, &way, masquerade(&way));
+            if !used.contains(&way) {
+                entry.flags &= !adjacency_flags::FAST;
+                self.ids.remove(&way);
+                self.claimed.remove(&id);
+            }
+            self.set(id, entry);
+        }
+    }
+
+    fn forget_unclaimed(&mut self) {
+        for id in 1..self.next {
+            let found = self.entries.get(id as usize).copied().unwrap_or_default();
+            if !self.claimed.contains(&id) && found.flags & adjacency_flags::FAST != 0 {
+                self.set(
+                    id,
+                    Adjacency {
+                        flags: found.flags & !adjacency_flags::FAST,
+                        ..found
+                    },
+                );
+            }
+        }
+    }
+
+    fn set(&mut self, id: u32, entry: Adjacency<A>) {
+        if let Some(known) = self.entries.get_mut(id as usize)
+            && *known != entry
+        {
+            *known = entry;
+            self.map.write(id, &entry);
+        }
+    }
+}
+
+/// An address of one family from one of either.
+trait FromIp {
+    fn from_ip(ip: IpAddr) -> Option<Self>
+    where
+        Self: Sized;
+}
+
+impl FromIp for Addr4 {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        if let IpAddr::V4(a) = ip { Some(a.into()) } else { None }
+    }
+}
+
+impl FromIp for Addr6 {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        if let IpAddr::V6(a) = ip { Some(a.into()) } else { None }
+    }
+}
+
+fn masquerade<A: Address + FromIp>(way: &Way) -> A {
+    way.masquerade.and_then(A::from_ip).unwrap_or_default()
+}
+
+/// Nobody panics while holding these locks; if so nevertheless, what they guard is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::network::tests::node;
+    use super::*;
+    use lb_common::abi::Mac;
+    use std::sync::Arc;
+
+    #[derive(Clone)]
+    struct Fake<A>(Arc<Mutex<Vec<Adjacency<A>>>>);
+
+    impl<A: Address> Fake<A> {
+        fn new() -> Self {
+            Self(Arc::new(Mutex::new(vec![Adjacency::default(); 8])))
+        }
+    }
+
+    impl<A: Address> AdjacencyMap<A> for Fake<A> {
+        fn read(&self) -> Vec<Adjacency<A>> {
+            self.0.lock().unwrap().clone()
+        }
+        fn write(&self, id: u32, adjacency: &Adjacency<A>) {
+            self.0.lock().unwrap()[id as usize] = *adjacency;
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_changed_ethernet_address_is_written_in_place() {
+        let map = Fake::new();
+        let table = AdjacencyTable::new(map.clone(), Fake::new());
+        let mut network = node();
+        table.network_changed(&network, &[2].into(), false);
+        let id = table.adjacency(ip("10.1.2.5"));
+        assert_eq!((id, table.adjacency(ip("10.1.2.6"))), (1, 1));
+        network.neighbours.get_mut(&(2, ip("192.0.2.2"))).unwrap().mac = Mac([8; 6]);
+        assert!(table.network_changed(&network, &[2].into(), true).is_empty());
+        assert_eq!(map.read()[1].dst_mac, Mac([8; 6]));
+        assert_eq!(table.adjacency(ip("10.1.2.5")), id);
+    }
+
+    #[test]
+    fn a_changed_route_gives_the_backend_another_id_and_the_old_way_is_no_longer_fast() {
+        let map = Fake::new();
+        let table = AdjacencyTable::new(map.clone(), Fake::new());
+        let mut network = node();
+        table.network_changed(&network, &[2].into(), false);
+        assert_eq!(table.adjacency(ip("10.1.2.5")), 1);
+        network.set_routes(vec![super::super::network::tests::route(
+            "10.1.2.0/24",
+            2,
+            Some("192.0.2.254"),
+        )]);
+        assert_eq!(
+            table.network_changed(&network, &[2].into(), false),
+            [ip("10.1.2.5")].into()
+        );
+        assert_eq!(table.adjacency(ip("10.1.2.5")), 2);
+        assert_eq!(map.read()[1].flags, 0);
+        assert_eq!(map.read()[2].flags, adjacency_flags::FAST);
+    }
+
+    #[test]
+    fn a_restarted_agent_gives_the_same_ways_the_same_ids() {
+        let map = Fake::new();
+        let before = AdjacencyTable::new(map.clone(), Fake::new());
+        before.network_changed(&node(), &[2].into(), false);
+        let ids = ["10.1.2.5", "10.1.3.5", "198.51.100.1"].map(|b| before.adjacency(ip(b)));
+        assert_eq!(ids, [1, 2, 3]);
+        let after = AdjacencyTable::new(map.clone(), Fake::new());
+        after.network_changed(&node(), &[2].into(), false);
+        assert_eq!(["198.51.100.1", "10.1.3.5"].map(|b| after.adjacency(ip(b))), [3, 2]);
+        after.forget_unclaimed();
+        assert_eq!(map.read()[1].flags, 0);
+        assert_eq!(map.read()[3].flags, adjacency_flags::FAST);
+    }
+
+    #[test]
+    fn next_hops_of_uplinks_are_kept_resolved() {
+        let table = AdjacencyTable::new(Fake::new(), Fake::new());
+        table.network_changed(&node(), &[2].into(), false);
+        table.adjacency(ip("10.1.2.5"));
+        table.adjacency(ip("10.1.3.5"));
+        assert_eq!(table.direct(), [(2, ip("192.0.2.2"))].into());
+    }
+}
