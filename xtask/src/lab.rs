@@ -11,6 +11,7 @@ mod cgroup;
 pub mod cli;
 mod client;
 mod martians;
+mod pass;
 pub mod paths;
 pub mod plan;
 mod programmed;
@@ -117,6 +118,7 @@ impl Lab {
         let folder = self.names.state_dir();
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         fs::write(folder.join("lab.json"), serde_json::to_vec_pretty(&self.description)?)?;
+        fs::write(self.names.pass_object(), pass::object())?;
         self.use_manifests(&setup.manifests)?;
         for place in Place::ALL {
             let cgroup = self.cgroup(place);
@@ -126,7 +128,8 @@ impl Lab {
         let (names, network) = (&self.names, self.description.network);
         thread::scope(|scope| {
             let scripts = Place::ALL.map(|place| {
-                scope.spawn(move || shell::run(Some(&names.netns_path(place)), &shell::namespace(network, place)))
+                scope
+                    .spawn(move || shell::run(Some(&names.netns_path(place)), &shell::namespace(names, network, place)))
             });
             for script in scripts {
                 script

@@ -250,6 +250,11 @@ impl Names {
         format!("fairway-lab-{}", self.lab)
     }
 
+    /// The object file of the program on the other side of each uplink.
+    pub fn pass_object(&self) -> PathBuf {
+        self.state_dir().join("pass.o")
+    }
+
     /// The folder of the lab's own files: manifests, logs, its description.
     pub fn state_dir(&self) -> PathBuf {
         PathBuf::from(Self::STATE_ROOT).join(&self.lab)

@@ -36,7 +36,7 @@ pub fn links(names: &Names) -> String {
 }
 
 /// Sets up one namespace, after [`links`].
-pub fn namespace(network: Network, place: Place) -> String {
+pub fn namespace(names: &Names, network: Network, place: Place) -> String {
     let mut script = String::from(
         // Strict reverse path filtering and reports of martians everywhere, duplicate address detection (which
         // takes a second) nowhere; `default` is for devices that are made later.
@@ -57,20 +57,32 @@ for d in /proc/sys/net/ipv6/conf/*; do echo 0 >$d/accept_dad; echo 0 >$d/dad_tra
     }
     _ = write!(script, "ip -batch - <<'END'\n{batch}END\n");
     match place {
-        Place::Client => script.push_str(&offloads(&["eth0"])),
-        Place::Router => script.push_str(&offloads(&["client", NODES[0].name, NODES[1].name])),
+        Place::Client => script.push_str(&whole_checksums(&["eth0"])),
+        Place::Router => {
+            let uplinks = [NODES[0].name, NODES[1].name];
+            script.push_str(&whole_checksums(&uplinks));
+            script.push_str(&pass_xdp(&names.pass_object(), &uplinks));
+        }
         Place::Node(_) => script.push_str(&masquerade()),
         Place::Pod(_) => {}
     }
     script
 }
 
-/// XDP on the other side sees checksums as they are, so the peers complete theirs; and what XDP sends back into
-/// a veth is taken only by a peer that receives through NAPI, which GRO switches on.
-fn offloads(devices: &[&str]) -> String {
+/// XDP on the other side sees checksums as they are, so these devices complete theirs.
+fn whole_checksums(devices: &[&str]) -> String {
     devices
         .iter()
-        .map(|d| format!("ethtool -K {d} tx off gro on >/dev/null\n"))
+        .map(|dev| format!("ethtool -K {dev} tx off >/dev/null\n"))
+        .collect()
+}
+
+/// What XDP on the other side sends back is taken only by a device that has a program too.
+fn pass_xdp(object: &Path, devices: &[&str]) -> String {
+    let object = object.display();
+    devices
+        .iter()
+        .map(|dev| format!("ip link set dev {dev} xdp obj {object} sec xdp\n"))
         .collect()
 }
 
@@ -278,10 +290,14 @@ pub fn run(netns: Option<&Path>, script: &str) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
+    fn names() -> Names {
+        Names::new("test").expect("a name")
+    }
+
     #[test]
     fn only_nodes_masquerade() {
         for place in Place::ALL {
-            let script = namespace(Network::Routed, place);
+            let script = namespace(&names(), Network::Routed, place);
             assert_eq!(
                 script.contains("masquerade"),
                 matches!(place, Place::Node(_)),
@@ -292,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_overlay_is_there_only_when_asked_for() {
-        assert!(namespace(Network::Vxlan, Place::Node(0)).contains("type vxlan"));
-        assert!(!namespace(Network::Bridge, Place::Node(0)).contains("type vxlan"));
+        assert!(namespace(&names(), Network::Vxlan, Place::Node(0)).contains("type vxlan"));
+        assert!(!namespace(&names(), Network::Bridge, Place::Node(0)).contains("type vxlan"));
     }
 }
