@@ -1,12 +1,31 @@
 //! A folder of ordinary manifests as the source of objects: no cluster needed.
+//!
+//! [`files`] reads the folder, [`defaults`] fills in what an API server would have, [`run`] does both again whenever
+//! something in the folder changes.
+
+mod defaults;
+mod files;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
+use notify::Watcher as _;
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
+use self::files::Folder;
 use super::Event;
+use crate::model::{EndpointSlice, Node, Problem, Service};
+
+/// The folder is read when nothing has changed for this long, so that a file is not met half written.
+const QUIET: Duration = Duration::from_millis(50);
+/// The folder is read at the latest after this time of continual change.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often the folder is read where changes cannot be watched.
+const POLL: Duration = Duration::from_secs(2);
 
 /// The folder, and what is needed to fill in what an API server would have.
 #[derive(Clone, Debug)]
@@ -15,35 +34,167 @@ pub struct Options {
     pub dir: PathBuf,
     /// Name of the own Node.
     pub node_name: Arc<str>,
-    /// The ranges from which Services without a ClusterIP get one.
+    /// The ranges from which Services without a ClusterIP get one. The family of the first is that of Services which
+    /// do not say what family they are of.
     pub service_cidrs: Vec<IpNet>,
 }
 
-/// Why the folder cannot be watched.
+/// Why the folder cannot be a source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read at all.
-    #[error("cannot read the folder of manifests {}", dir.display())]
+    #[error("cannot read the folder of manifests {}: does it exist?", dir.display())]
     Folder {
         /// The folder.
         dir: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
-    /// Its changes cannot be watched.
-    #[error("cannot watch the folder of manifests {}", dir.display())]
-    Watch {
-        /// The folder.
-        dir: PathBuf,
-        /// What the watcher said.
-        source: notify::Error,
-    },
 }
 
-/// Sends what the folder holds, then every change, until the receiver is dropped.
+/// What a folder of manifests says.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Objects {
+    /// All Services.
+    pub services: Vec<Service>,
+    /// All EndpointSlices.
+    pub slices: Vec<EndpointSlice>,
+    /// The own Node.
+    pub node: Option<Node>,
+    /// What is wrong with files, and with what could not be filled in.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads a folder once.
 ///
 /// # Errors
-/// If the folder cannot be read at the start, or not be watched.
-pub async fn run(_options: Options, _events: mpsc::Sender<Event>) -> Result<(), Error> {
-    Ok(())
+/// If the folder cannot be read; what is wrong with files in it is part of the result.
+pub fn read(options: &Options) -> Result<Objects, Error> {
+    Reader::new(options.clone()).read()
 }
+
+/// Sends what the folder holds, then everything again after every change, until the receiver is dropped.
+///
+/// # Errors
+/// If the folder cannot be read at the start. Later the last state stays.
+pub async fn run(options: Options, events: mpsc::Sender<Event>) -> Result<(), Error> {
+    let (changed, mut changes) = mpsc::channel::<()>(1);
+    let watcher = watch(&options.dir, changed);
+    let mut reader = Reader::new(options);
+    let mut last = Objects::default();
+    let mut objects = reader.read()?;
+    let mut first = true;
+    loop {
+        if first || objects != last {
+            for event in news(&objects) {
+                if events.send(event).await.is_err() {
+                    return Ok(());
+                }
+            }
+            last = objects;
+            first = false;
+        }
+        if watcher.is_some() {
+            tokio::select! {
+                _ = changes.recv() => settle(&mut changes).await,
+                () = events.closed() => return Ok(()),
+            }
+        } else {
+            tokio::select! {
+                () = sleep(POLL) => {}
+                () = events.closed() => return Ok(()),
+            }
+        }
+        objects = match reader.read() {
+            Ok(objects) => objects,
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "manifests cannot be read, the last state stays"
+                );
+                last.clone()
+            }
+        };
+    }
+}
+
+/// The Node comes first, since what the node is decides about every Service.
+fn news(objects: &Objects) -> [Event; 4] {
+    [
+        Event::Node(objects.node.clone()),
+        Event::Problems(objects.problems.clone()),
+        Event::EndpointSlices(objects.slices.clone()),
+        Event::Services(objects.services.clone()),
+    ]
+}
+
+/// Waits until nothing has changed for a while.
+async fn settle(changes: &mut mpsc::Receiver<()>) {
+    let quiet = async { while timeout(QUIET, changes.recv()).await.is_ok() {} };
+    let _ = timeout(PATIENCE, quiet).await;
+}
+
+fn watch(dir: &std::path::Path, changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Reading a file is an event too.
+        if !event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
+            // A full channel means that a change is known already.
+            let _ = changed.try_send(());
+        }
+    };
+    let watcher = notify::recommended_watcher(on_event).and_then(|mut watcher| {
+        watcher.watch(dir, notify::RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    match watcher {
+        Ok(watcher) => {
+            debug!(dir = %dir.display(), "the folder of manifests is watched");
+            Some(watcher)
+        }
+        Err(error) => {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "changes of manifests cannot be watched, so the folder is read every 2 s"
+            );
+            None
+        }
+    }
+}
+
+fn is_write_end(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
+/// Reads the folder again and again; remembers the last good content of each file.
+struct Reader {
+    options: Options,
+    folder: Folder,
+}
+
+impl Reader {
+    fn new(options: Options) -> Self {
+        let folder = Folder::new(options.dir.clone());
+        Self { options, folder }
+    }
+
+    fn read(&mut self) -> Result<Objects, Error> {
+        let mut problems = self.folder.read().map_err(|source| Error::Folder {
+            dir: self.options.dir.clone(),
+            source,
+        })?;
+        let mut objects = self.folder.objects(&mut problems);
+        defaults::fill_in(&mut objects.services, &self.options.service_cidrs, &mut problems);
+        objects.slices.values_mut().for_each(defaults::fill_in_slice);
+        let node = objects.nodes.get(&*self.options.node_name);
+        Ok(Objects {
+            services: objects.services.values().map(Service::from).collect(),
+            slices: objects.slices.values().map(EndpointSlice::from).collect(),
+            node: node.map(Node::from),
+            problems,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
