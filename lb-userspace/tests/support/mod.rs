@@ -6,6 +6,7 @@
 )]
 
 pub mod api_server;
+pub mod namespaces;
 pub mod process;
 pub mod proxy;
 
