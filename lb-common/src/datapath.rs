@@ -38,102 +38,146 @@ pub mod socket;
 pub use parse::{Headers, Ip, Link};
 pub use rewrite::Translation;
 
-use crate::abi::{Direction, DropReason, Hook, Outcome, V4, V6, address_class, config_flags};
-use crate::env::{Env, Packet, Tables};
+use crate::abi::{Direction, DropReason, Hook, Outcome, Tuple, V4, V6, address_class, config_flags};
+use crate::env::{ConnectionEntry, Env, Packet, Tables};
 use crate::hash;
 use crate::wire::ethertype;
-use frontend::Match;
+use connection::Opening;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// On to the node's stack, or out of the device, as it is now.
     Pass,
-    /// Out of the device that it came in by (XDP, and replies of our own in TC).
+    /// Back where it came from: out of the device that it came in by, or, at egress, into the node.
     Reflect,
+    /// Into the node as if it had come in by another device, given to [`Packet::aim`] (TC ingress): a reply to a
+    /// process of the node, whose source is the frontend again and must pass the reverse path filter there.
+    Deliver,
+    /// Out of another device, given to [`Packet::aim`], to the neighbour that the node's routes name (TC egress).
+    Output,
     /// Dropped, and counted by its reason.
     Drop(DropReason),
 }
 
-/// A packet comes into the node: XDP on uplinks, TC ingress on every device.
+/// A packet comes into the node (XDP on uplinks, TC ingress on every device) or leaves it (TC egress on every device).
 #[inline(always)]
-pub fn ingress<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
-    conclude::<P, E>(
-        env,
-        match parse::link(packet) {
-            Some(link) if link.ethertype == ethertype::IPV4 => enter::<V4, P, E>(packet, env, &link),
-            Some(link) if link.ethertype == ethertype::IPV6 => enter::<V6, P, E>(packet, env, &link),
-            _ => Ok((Verdict::Pass, Outcome::NotOurs)),
-        },
-    )
+pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
+    match parse::link(packet) {
+        Some(link) if link.ethertype == ethertype::IPV4 => pass::<V4, P, E>(packet, env),
+        Some(link) if link.ethertype == ethertype::IPV6 => pass::<V6, P, E>(packet, env),
+        _ => {
+            env.count(P::HOOK, Outcome::NotOurs);
+            Verdict::Pass
+        }
+    }
 }
 
-/// A packet leaves the node: TC egress on every device.
-#[inline(always)]
-pub fn egress<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
-    conclude::<P, E>(
-        env,
-        match parse::link(packet) {
-            Some(link) if link.ethertype == ethertype::IPV4 => leave::<V4, P, E>(packet, env, &link),
-            Some(link) if link.ethertype == ethertype::IPV6 => leave::<V6, P, E>(packet, env, &link),
-            _ => Ok((Verdict::Pass, Outcome::NotOurs)),
-        },
-    )
+/// How far a packet has come: to its verdict, and how it is counted, or to where a connection is to be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Progress {
+    Done(Verdict, Outcome),
+    Open,
 }
 
-/// What a step of the path returns: the verdict and how it is counted, or why the packet is dropped.
-type Step = Result<(Verdict, Outcome), DropReason>;
+/// What a step of the path returns, or why the packet is dropped.
+type Step = Result<Progress, DropReason>;
 
+const NOT_OURS: Progress = Progress::Done(Verdict::Pass, Outcome::NotOurs);
+
+/// The whole path: a known connection is followed; else one is opened, and then followed. Each step is a function of
+/// its own in the kernel, whose small stack never holds two of them. Every packet is counted here.
 #[inline(always)]
-fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
-    let Some(headers) = F::parse(packet, link) else {
-        return Ok((Verdict::Pass, Outcome::NotOurs));
+fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Verdict {
+    let mut step = match P::HOOK {
+        Hook::Egress => leave::<F, P, E>(packet, env),
+        _ => enter::<F, P, E>(packet, env),
+    };
+    if step == Ok(Progress::Open) {
+        step = match Tables::<F>::choose(env).and_then(|opening| {
+            if opening == Opening::Connection {
+                Tables::<F>::record(env).map(|()| opening)
+            } else {
+                Ok(opening)
+            }
+        }) {
+            Ok(Opening::Connection) => {
+                env.count(P::HOOK, Outcome::Connection);
+                match P::HOOK {
+                    Hook::Egress => leave::<F, P, E>(packet, env),
+                    _ => enter::<F, P, E>(packet, env),
+                }
+            }
+            Ok(Opening::NoFrontend) => Ok(NOT_OURS),
+            // Making room for an ICMP message is TC's: XDP leaves the packet to it.
+            Ok(Opening::NoBackend) if matches!(P::HOOK, Hook::Xdp) => Ok(NOT_OURS),
+            Ok(Opening::NoBackend) => reject::unreachable::<F, P>(packet),
+            Err(reason) => Err(reason),
+        };
+    }
+    let (verdict, outcome) = match step {
+        Ok(Progress::Done(verdict, outcome)) => (verdict, outcome),
+        Ok(Progress::Open) => (Verdict::Pass, Outcome::NotOurs),
+        Err(reason) => (Verdict::Drop(reason), Outcome::Dropped(reason)),
+    };
+    env.count(P::HOOK, outcome);
+    verdict
+}
+
+/// Into the node: what is of a known connection, or to a frontend, gets its new destination.
+#[inline(never)]
+fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
+    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
+        return Ok(NOT_OURS);
     };
     let class = env.address_class(hash::filter_bucket(&headers.dst));
     if !is_candidate(env, class, headers.dst_port.get()) {
-        return unowned::<F, E>(env, &headers);
+        return if env.config().flags & config_flags::SERVICE_CIDRS != 0 {
+            unowned::<F, E>(env, &headers.dst)
+        } else {
+            Ok(NOT_OURS)
+        };
     }
     let tuple = headers.tuple(Direction::Ingress);
-    if let Some(entry) = Tables::<F>::connection(env, &tuple) {
-        let known = entry_of::<F, E>(&entry);
-        if !connection::starts_anew::<F, E>(env, &known, &headers) {
-            return connection::follow::<F, P, E>(packet, env, &headers, &entry, known);
-        }
+    follow_or_open::<F, P, E>(packet, env, &headers, &tuple, true)
+}
+
+/// Out of the node: what is of a known connection gets its new source. So does what a process of the node sends to a
+/// frontend if its socket was not translated: nothing else to a frontend ever comes here.
+#[inline(never)]
+fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
+    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
+        return Ok(NOT_OURS);
+    };
+    let from = env.address_class(hash::filter_bucket(&headers.src));
+    let to = env.address_class(hash::filter_bucket(&headers.dst));
+    let is_of_node = to & address_class::FRONTEND != 0 && from & address_class::NODE != 0;
+    if (from | to) & address_class::BACKEND == 0 && !is_of_node {
+        return Ok(NOT_OURS);
     }
-    match frontend::find::<F, E>(env, &headers) {
-        Match::None => unowned::<F, E>(env, &headers),
-        Match::Frontend(found) => {
-            let client = frontend::admit::<F, E>(env, &found, &headers)?;
-            match select::backend::<F, E>(env, &found, client, hash::flow(&tuple))? {
-                Some(chosen) => {
-                    env.count(P::HOOK, Outcome::Connection);
-                    connection::begin::<F, P, E>(packet, env, &headers, &found, client, &chosen)
-                }
-                // Making room for an ICMP message is TC's: XDP leaves the packet to it.
-                None if matches!(P::HOOK, Hook::Xdp) => Ok((Verdict::Pass, Outcome::NotOurs)),
-                None => reject::unreachable::<F, P>(packet, &headers),
-            }
-        }
-    }
+    let tuple = headers.tuple(Direction::Egress);
+    follow_or_open::<F, P, E>(packet, env, &headers, &tuple, is_of_node)
 }
 
 #[inline(always)]
-fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
-    let Some(headers) = F::parse(packet, link) else {
-        return Ok((Verdict::Pass, Outcome::NotOurs));
-    };
-    let class =
-        env.address_class(hash::filter_bucket(&headers.src)) | env.address_class(hash::filter_bucket(&headers.dst));
-    if class & address_class::BACKEND == 0 {
-        return Ok((Verdict::Pass, Outcome::NotOurs));
-    }
-    match Tables::<F>::connection(env, &headers.tuple(Direction::Egress)) {
-        Some(entry) => {
-            let known = entry_of::<F, E>(&entry);
-            connection::follow::<F, P, E>(packet, env, &headers, &entry, known)
+fn follow_or_open<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    tuple: &Tuple<F::Addr>,
+    may_open: bool,
+) -> Step {
+    if let Some(entry) = Tables::<F>::connection(env, tuple) {
+        let known = ConnectionEntry::<F>::get(&entry);
+        if !connection::starts_anew::<F, E>(env, &known, headers) {
+            return connection::follow::<F, P, E>(packet, env, headers, &entry, known);
         }
-        None => Ok((Verdict::Pass, Outcome::NotOurs)),
     }
+    if may_open {
+        connection::describe::<F, P, E>(packet, env, headers, tuple)?;
+        return Ok(Progress::Open);
+    }
+    Ok(NOT_OURS)
 }
 
 /// Whether a packet to an address of this class, and to this port (host order), can be of a connection or to a
@@ -150,28 +194,13 @@ fn is_candidate<E: Env>(env: &E, class: u8, dst_port: u16) -> bool {
     (dst_port >= config.snat_port_min && dst_port <= config.snat_port_max) || env.is_node_port(dst_port)
 }
 
-/// No connection, no frontend: it passes, unless its destination lies in a Service CIDR, where nothing but
-/// Services can be.
+/// No connection, no frontend: it passes, unless its destination lies in a Service CIDR, where nothing but Services
+/// can be.
 #[inline(always)]
-fn unowned<F: Ip, E: Env + Tables<F>>(env: &E, headers: &Headers<F>) -> Step {
-    if env.config().flags & config_flags::SERVICE_CIDRS != 0 && Tables::<F>::is_service_address(env, &headers.dst) {
-        return Err(DropReason::UnassignedServiceAddress);
+fn unowned<F: Ip, E: Env + Tables<F>>(env: &E, dst: &F::Addr) -> Step {
+    if Tables::<F>::is_service_address(env, dst) {
+        Err(DropReason::UnassignedServiceAddress)
+    } else {
+        Ok(NOT_OURS)
     }
-    Ok((Verdict::Pass, Outcome::NotOurs))
-}
-
-#[inline(always)]
-fn entry_of<F: Ip, E: Tables<F>>(entry: &E::Entry) -> crate::abi::Connection<F::Addr> {
-    crate::env::ConnectionEntry::get(entry)
-}
-
-/// The one exit: every packet is counted here.
-#[inline(always)]
-fn conclude<P: Packet, E: Env>(env: &E, step: Step) -> Verdict {
-    let (verdict, outcome) = match step {
-        Ok(concluded) => concluded,
-        Err(reason) => (Verdict::Drop(reason), Outcome::Dropped(reason)),
-    };
-    env.count(P::HOOK, outcome);
-    verdict
 }

@@ -6,9 +6,10 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Adjacency, AffinityEntry, AffinityKey, Backend, Config, Connection, Family, Frontend, FrontendKey, Hook, Outcome,
-    Peer, SocketKey, Tuple, V4, V6,
+    Adjacency, AffinityEntry, AffinityKey, Backend, Config, Connection, DropReason, Family, Frontend, FrontendKey,
+    Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
+use crate::datapath::connection::Opening;
 use crate::datapath::{Ip, Translation};
 use crate::wire::Wire;
 
@@ -22,6 +23,16 @@ pub trait Packet {
     /// Index of the device it came in by (ingress, XDP) or leaves by (egress).
     fn ifindex(&self) -> u32;
 
+    /// Names the device that the verdicts [`Deliver`](crate::datapath::Verdict::Deliver) and [`Output`](crate::datapath::Verdict::Output) are about. (In the verdict
+    /// itself it would be undefined for the others, which the verifier does not take.)
+    fn aim(&mut self, ifindex: u32);
+
+    /// The same number, of which the verifier then knows nothing. It walks the rest of a program once for every value
+    /// that it knows an offset to have; the rare ones are not worth that.
+    fn launder(&self, number: u32) -> u32 {
+        number
+    }
+
     /// The EtherType, of packets without an Ethernet header.
     fn ethertype(&self) -> crate::wire::Be16;
 
@@ -33,7 +44,7 @@ pub trait Packet {
 
     /// Rewrites addresses and ports, and keeps all checksums right. Returns nothing if the packet could not be
     /// written.
-    fn translate<F: Ip>(&mut self, translation: &Translation<F>) -> Option<()>;
+    fn translate<F: Ip>(&mut self, translation: &Translation<'_, F>) -> Option<()>;
 
     /// Makes room for headers in front of the IP header, of `room` bytes, and cuts the packet after the first
     /// `keep` bytes that follow the link header. Offsets found before are void.
@@ -87,8 +98,20 @@ pub trait Tables<F: Family> {
     /// A place to draw up a connection.
     type Draft: DerefMut<Target = Draft<F::Addr>>;
 
-    /// The place to draw up a connection; holds what was left there last. At most one may be held at a time.
+    /// The place to draw up a connection; holds what was left there last.
     fn draft(&self) -> Option<Self::Draft>;
+
+    /// [`connection::choose`](crate::datapath::connection::choose), for the kernel to have it out of line.
+    ///
+    /// # Errors
+    /// As that.
+    fn choose(&self) -> Result<Opening, DropReason>;
+
+    /// [`connection::record`](crate::datapath::connection::record), for the kernel to have it out of line.
+    ///
+    /// # Errors
+    /// As that.
+    fn record(&self) -> Result<(), DropReason>;
 
     /// Looks up a connection.
     fn connection(&self, key: &Tuple<F::Addr>) -> Option<Self::Entry>;

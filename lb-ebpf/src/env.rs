@@ -4,9 +4,10 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::abi::{
-    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, Family, Frontend, FrontendKey,
-    Hook, Mac, Outcome, Peer, SocketKey, Tuple,
+    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, DropReason, Family, Frontend,
+    FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
+use lb_common::datapath::connection::{self, Opening};
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
 use crate::maps::{AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, SourceRange, address_bits};
@@ -43,6 +44,37 @@ impl<F: Family> ConnectionEntry<F> for Entry<F> {
     }
 }
 
+/// The opening of a connection, as functions of their own: the verifier walks through them once a call, not once for
+/// every way that leads there, and each has the kernel's small stack to itself.
+pub trait Open: Sized {
+    fn choose() -> Result<Opening, DropReason>;
+    fn record() -> Result<(), DropReason>;
+}
+
+impl Open for V4 {
+    #[inline(never)]
+    fn choose() -> Result<Opening, DropReason> {
+        connection::choose::<Self, _>(&Kernel)
+    }
+
+    #[inline(never)]
+    fn record() -> Result<(), DropReason> {
+        connection::record::<Self, _>(&Kernel)
+    }
+}
+
+impl Open for V6 {
+    #[inline(never)]
+    fn choose() -> Result<Opening, DropReason> {
+        connection::choose::<Self, _>(&Kernel)
+    }
+
+    #[inline(never)]
+    fn record() -> Result<(), DropReason> {
+        connection::record::<Self, _>(&Kernel)
+    }
+}
+
 #[inline(always)]
 fn insert_error(code: i32) -> InsertError {
     if code == EEXIST {
@@ -52,7 +84,7 @@ fn insert_error(code: i32) -> InsertError {
     }
 }
 
-impl<F: Maps> Tables<F> for Kernel {
+impl<F: Maps + Open> Tables<F> for Kernel {
     type Entry = Entry<F>;
     type Draft = &'static mut Draft<F::Addr>;
 
@@ -61,6 +93,16 @@ impl<F: Maps> Tables<F> for Kernel {
         // SAFETY: the value is this CPU's own, the packet logic holds one at a time, and programs on a CPU do not
         // run at once (an XDP and a TC program never nest).
         F::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn choose(&self) -> Result<Opening, DropReason> {
+        F::choose()
+    }
+
+    #[inline(always)]
+    fn record(&self) -> Result<(), DropReason> {
+        F::record()
     }
 
     #[inline(always)]

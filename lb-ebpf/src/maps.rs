@@ -116,6 +116,22 @@ static DRAFTS_V4: PerCpuArray<Draft<Addr4>> = PerCpuArray::with_max_entries(1, 0
 #[map]
 static DRAFTS_V6: PerCpuArray<Draft<Addr6>> = PerCpuArray::with_max_entries(1, 0);
 
+/// One value a CPU: a number that the verifier is to forget.
+#[map]
+static FORGOTTEN: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// The same number, by way of a map, whose contents the verifier does not know.
+#[inline(always)]
+pub fn launder(number: u32) -> u32 {
+    FORGOTTEN.get_ptr_mut(0).map_or(0, |place| {
+        // SAFETY: the value is this CPU's own, and programs on a CPU do not run at once.
+        unsafe {
+            place.write_volatile(number);
+            place.read_volatile()
+        }
+    })
+}
+
 /// The maps of one address family.
 pub trait Maps: Ip {
     fn connections() -> &'static HashMap<Tuple<Self::Addr>, Connection<Self::Addr>>;

@@ -2,12 +2,12 @@
 //! which may be many packets in one (GSO). All writes therefore go through the kernel's helpers.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC,
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -19,6 +19,7 @@ use lb_common::env::Packet;
 use lb_common::wire::{Be16, Ethernet, Wire};
 
 use crate::env::Kernel;
+use crate::maps::launder;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: since Linux 6.16 it keeps the sum beside the packet right when IPv6
 /// addresses change, which no header checksum makes up for. Older kernels refuse it.
@@ -30,6 +31,7 @@ const FARTHEST: u32 = 0x7ff;
 /// A packet at a TC hook: ingress or egress, of a device with Ethernet headers or without.
 pub struct TcPacket<const EGRESS: bool, const ETHERNET: bool> {
     skb: *mut __sk_buff,
+    aim: u32,
 }
 
 impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
@@ -53,7 +55,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
 
     /// Brings a transport checksum in line with a change of addresses.
     #[inline(always)]
-    fn check_addresses<F: Ip>(&mut self, t: &Translation<F>, delta: Delta) -> Option<()> {
+    fn check_addresses<F: Ip>(&mut self, t: &Translation<'_, F>, delta: Delta) -> Option<()> {
         let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled(t);
         let sum = u64::from(delta.sum());
         // SAFETY: the helper checks the bounds of the packet.
@@ -66,7 +68,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
 
     /// Brings a transport checksum in line with a change of ports.
     #[inline(always)]
-    fn check_ports<F: Ip>(&mut self, t: &Translation<F>, delta: Delta) -> Option<()> {
+    fn check_ports<F: Ip>(&mut self, t: &Translation<'_, F>, delta: Delta) -> Option<()> {
         // SAFETY: the helper checks the bounds of the packet.
         let code = unsafe { bpf_l4_csum_replace(self.skb, t.check_offset(), 0, u64::from(delta.sum()), mangled(t)) };
         if code == 0 { Some(()) } else { None }
@@ -75,7 +77,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
 
 /// UDP: no checksum stays none, and a sum of zero becomes all ones.
 #[inline(always)]
-fn mangled<F: Ip>(t: &Translation<F>) -> u64 {
+fn mangled<F: Ip>(t: &Translation<'_, F>) -> u64 {
     if t.headers.protocol == protocol::UDP {
         u64::from(BPF_F_MARK_MANGLED_0)
     } else {
@@ -91,6 +93,16 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel gives a valid context, and its fields are plain numbers.
         unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn aim(&mut self, ifindex: u32) {
+        self.aim = ifindex;
+    }
+
+    #[inline(always)]
+    fn launder(&self, number: u32) -> u32 {
+        launder(number)
     }
 
     #[inline(always)]
@@ -127,8 +139,8 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
     }
 
     #[inline(always)]
-    fn translate<F: Ip>(&mut self, t: &Translation<F>) -> Option<()> {
-        let h = &t.headers;
+    fn translate<F: Ip>(&mut self, t: &Translation<'_, F>) -> Option<()> {
+        let h = t.headers;
         let addresses = Delta::default().address(&h.src, &t.src.0).address(&h.dst, &t.dst.0);
         let addresses_at = if F::IS_V6 { 8 } else { 12 };
         if h.src != t.src.0 || h.dst != t.dst.0 {
@@ -169,27 +181,30 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
 
 /// Packets go on to the next program of the hook, if there is one, and then their way.
 #[inline(always)]
-fn act(verdict: Verdict, ifindex: u32) -> i32 {
-    match verdict {
-        Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Drop(_) => TC_ACT_SHOT as i32,
-        Verdict::Reflect => {
-            // SAFETY: the helper notes the device for the kernel to act on after TC_ACT_REDIRECT.
-            unsafe { bpf_redirect(ifindex, 0) };
-            TC_ACT_REDIRECT as i32
+fn act<const EGRESS: bool>(verdict: Verdict, own: u32, aim: u32) -> i32 {
+    let (ifindex, flags) = match verdict {
+        Verdict::Pass => return TC_ACT_UNSPEC,
+        Verdict::Drop(_) => return TC_ACT_SHOT as i32,
+        Verdict::Reflect if !EGRESS => (own, 0),
+        Verdict::Reflect => (own, u64::from(BPF_F_INGRESS)),
+        Verdict::Deliver => (aim, u64::from(BPF_F_INGRESS)),
+        Verdict::Output => {
+            // SAFETY: without parameters, the helper routes by the packet's own destination.
+            return unsafe { bpf_redirect_neigh(aim, core::ptr::null_mut(), 0, 0) } as i32;
         }
-    }
+    };
+    // SAFETY: the helper notes the device for the kernel to act on, and returns TC_ACT_REDIRECT.
+    (unsafe { bpf_redirect(ifindex, flags) }) as i32
 }
 
 #[inline(always)]
 fn run<const EGRESS: bool, const ETHERNET: bool>(ctx: &TcContext) -> i32 {
-    let mut packet = TcPacket::<EGRESS, ETHERNET> { skb: ctx.skb.skb };
-    let verdict = if EGRESS {
-        datapath::egress(&mut packet, &Kernel)
-    } else {
-        datapath::ingress(&mut packet, &Kernel)
+    let mut packet = TcPacket::<EGRESS, ETHERNET> {
+        skb: ctx.skb.skb,
+        aim: 0,
     };
-    act(verdict, packet.ifindex())
+    let verdict = datapath::run(&mut packet, &Kernel);
+    act::<EGRESS>(verdict, packet.ifindex(), packet.aim)
 }
 
 /// Into the node by a device with Ethernet headers.

@@ -10,7 +10,7 @@ use lb_common::env::Packet;
 use lb_common::wire::{Be16, Wire};
 
 use crate::env::Kernel;
-use crate::maps::CLOCK;
+use crate::maps::{CLOCK, launder};
 
 /// No header that we look for begins beyond this byte. A constant bound on offsets is what the verifier asks for.
 const FARTHEST: u32 = 0x7ff;
@@ -46,6 +46,14 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn aim(&mut self, _ifindex: u32) {} // No such verdict in XDP.
+
+    #[inline(always)]
+    fn launder(&self, number: u32) -> u32 {
+        launder(number)
+    }
+
+    #[inline(always)]
     fn ethertype(&self) -> Be16 {
         Be16::default()
     }
@@ -64,7 +72,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn translate<F: Ip>(&mut self, translation: &Translation<F>) -> Option<()> {
+    fn translate<F: Ip>(&mut self, translation: &Translation<'_, F>) -> Option<()> {
         datapath::rewrite::direct(self, translation)
     }
 
@@ -77,10 +85,11 @@ impl Packet for XdpPacket {
 /// Translates what comes in by an uplink, and sends it on where the next hop is known.
 #[xdp]
 fn fairway_xdp(ctx: XdpContext) -> u32 {
-    match datapath::ingress(&mut XdpPacket { ctx: ctx.ctx }, &Kernel) {
+    match datapath::run(&mut XdpPacket { ctx: ctx.ctx }, &Kernel) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Reflect => xdp_action::XDP_TX,
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
+        // The last two are verdicts of TC.
+        Verdict::Drop(_) | Verdict::Deliver | Verdict::Output => xdp_action::XDP_DROP,
     }
 }
 

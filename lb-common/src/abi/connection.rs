@@ -8,6 +8,10 @@
 //!   egress   B→C : F→C                    egress   C→B : N→F   (source N applied; F kept to find the primary)
 //!                                         ingress  B→N : F→C
 //!                                         egress   B→C : F→C
+//!
+//!   of a process of the node P, translated as its packets leave it, two entries
+//!   egress   P→F : N→B   (primary)
+//!   ingress  B→N : F→P
 //! ```
 //!
 //! Ingress entries hold *both* new halves: TC ingress applies the destination only and leaves the source to TC
@@ -90,6 +94,10 @@ pub mod conn_flags {
     pub const BY_XDP: u8 = 8;
     /// The backend is on this node.
     pub const LOCAL: u8 = 16;
+    /// A process of the node began it, and its packets are translated as they leave: it has two entries, both
+    /// with [`BOTH`] and [`SNAT`]. `ifindex` is the device that the process's packets are routed to, and
+    /// `client_mac` that device's own address: replies are delivered as if they came in there.
+    pub const NODE: u8 = 32;
 }
 
 /// What has been seen of a flow, by the entry that its packets hit. UDP uses `CONFIRMED` only.

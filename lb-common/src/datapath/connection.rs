@@ -1,15 +1,15 @@
 //! Known connections, and the writing of new ones. The table's layout is drawn at [`crate::abi::Connection`].
 
-use super::frontend::Client;
+use super::frontend::{self, Match, Origin};
 use super::parse::{Headers, Ip};
 use super::rewrite::{self, Macs, Translation};
-use super::select::Chosen;
-use super::{Step, Verdict};
+use super::{NOT_OURS, Progress, Step, Verdict, select};
 use crate::abi::{
-    Connection, Direction, DropReason, Family, Frontend, Hook, Mac, Outcome, Port, Tuple, adjacency_flags,
-    backend_flags, conn_flags, tcp_state,
+    Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, adjacency_flags, backend_flags,
+    config_flags, conn_flags, tcp_state,
 };
 use crate::env::{ConnectionEntry, Draft, Env, InsertError, Packet, Tables};
+use crate::hash;
 use crate::wire::tcp_flags;
 
 /// How often another port is tried when one is taken.
@@ -19,8 +19,8 @@ const PORT_TRIES: u32 = 16;
 /// closed, or whose backend no Service uses any more.
 #[inline(always)]
 pub fn starts_anew<F: Family, E: Tables<F>>(env: &E, known: &Connection<F::Addr>, headers: &Headers<F>) -> bool {
-    if headers.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) != tcp_flags::SYN || known.flags & conn_flags::FORWARD == 0
-    {
+    const ALL: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::FIN | tcp_flags::RST;
+    if headers.tcp_flags & ALL != tcp_flags::SYN || known.flags & conn_flags::FORWARD == 0 {
         return false;
     }
     known.state & (tcp_state::FIN | tcp_state::RST) != 0
@@ -31,13 +31,16 @@ pub fn starts_anew<F: Family, E: Tables<F>>(env: &E, known: &Connection<F::Addr>
 
 /// A packet of a known connection: notes that it was seen, and translates it.
 #[inline(always)]
-pub fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
+pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
     packet: &mut P,
     env: &E,
     headers: &Headers<F>,
     entry: &<E as Tables<F>>::Entry,
     known: Connection<F::Addr>,
 ) -> Step {
+    if matches!(P::HOOK, Hook::Xdp) && known.flags & conn_flags::NODE != 0 && known.ifindex != packet.ifindex() {
+        return Ok(NOT_OURS); // To be delivered by another device, which TC can do.
+    }
     let now = env.now();
     let state = known.state | tcp_state::CONFIRMED | closing(headers.tcp_flags);
     // Written only when it changes: the cache line may be shared with another CPU.
@@ -55,65 +58,118 @@ pub fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
             return send::<F, P>(packet, headers, &known, next);
         }
     }
-    apply::<F, P>(packet, headers, &known)
+    hand_on::<F, P, E>(packet, env, headers, &known)
 }
 
-/// The first packet of a connection: writes its entries and translates it.
+/// What became of a connection that a packet would open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opening {
+    /// Its entries are written.
+    Connection,
+    /// The packet is to no frontend.
+    NoFrontend,
+    /// The frontend has nobody to send to, and the client is to be told.
+    NoBackend,
+}
+
+/// Notes in the draft what the packet tells of the connection that it would open.
+///
+/// # Errors
+/// If there is no place for a draft, which is never so in the kernel.
+#[inline(always)]
+pub fn describe<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &P,
+    env: &E,
+    headers: &Headers<F>,
+    tuple: &Tuple<F::Addr>,
+) -> Result<(), DropReason> {
+    let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+    draft.primary_key = *tuple;
+    draft.primary.ifindex = packet.ifindex();
+    draft.primary.client_mac = rewrite::macs(packet).map_or_else(Mac::default, |macs| macs.src);
+    draft.primary.state = closing(headers.tcp_flags);
+    draft.primary.flags = conn_flags::FORWARD
+        | match P::HOOK {
+            Hook::Xdp => conn_flags::BY_XDP,
+            Hook::Egress => conn_flags::NODE | conn_flags::BOTH | conn_flags::SNAT,
+            _ => 0,
+        };
+    Ok(())
+}
+
+/// Finds a backend for the described connection: looks up the frontend, lets the client in, chooses. Everything it
+/// needs lies in the draft, so that the kernel has it out of line, off the way of known connections.
+///
+/// # Errors
+/// If the frontend's policy drops the client.
+#[inline(always)]
+pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropReason> {
+    let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+    let draft = &mut *draft;
+    let Match::Frontend(found) = frontend::lookup::<F, E>(
+        env,
+        draft.primary_key.dst,
+        draft.primary_key.dst_port,
+        draft.primary_key.protocol,
+    ) else {
+        let is_unassigned = env.config().flags & config_flags::SERVICE_CIDRS != 0
+            && Tables::<F>::is_service_address(env, &draft.primary_key.dst);
+        return if is_unassigned {
+            Err(DropReason::UnassignedServiceAddress)
+        } else {
+            Ok(Opening::NoFrontend)
+        };
+    };
+    let origin = if draft.primary.flags & conn_flags::NODE != 0 {
+        Origin::Node
+    } else if Tables::<F>::is_local_pod(env, &draft.primary_key.src) {
+        Origin::Pod
+    } else {
+        Origin::External
+    };
+    let client = frontend::admit::<F, E>(env, &found, draft.primary_key.src, origin)?;
+    let Some(chosen) = select::backend::<F, E>(env, &found, client, hash::flow(&draft.primary_key))? else {
+        return Ok(Opening::NoBackend);
+    };
+    let primary = &mut draft.primary;
+    primary.src = draft.primary_key.src;
+    primary.src_port = draft.primary_key.src_port;
+    primary.dst = chosen.backend.addr;
+    primary.dst_port = chosen.backend.port;
+    primary.last_seen = env.now();
+    primary.adjacency = chosen.backend.adjacency;
+    primary.service_port = found.service_port;
+    primary.backend = chosen.id;
+    let is_elsewhere = chosen.backend.flags & backend_flags::NODE_ADDRESS == 0;
+    // Hairpin: a pod reaches itself. It would answer itself directly, were its own address the source.
+    if origin.is_masqueraded(&found) && is_elsewhere || chosen.backend.addr == draft.primary_key.src {
+        primary.flags |= conn_flags::SNAT;
+    }
+    if chosen.backend.flags & backend_flags::LOCAL != 0 {
+        primary.flags |= conn_flags::LOCAL;
+    }
+    Ok(Opening::Connection)
+}
+
+/// Writes the entries of the drafted connection, replies first, so that whoever finds the primary one finds all. What
+/// is written before an error expires by itself: the client sends its packet again.
 ///
 /// # Errors
 /// If there is no room in the table, no port or no address to masquerade with.
 #[inline(always)]
-pub fn begin<F: Ip, P: Packet, E: Env + Tables<F>>(
-    packet: &mut P,
-    env: &E,
-    headers: &Headers<F>,
-    frontend: &Frontend,
-    client: Client<F>,
-    chosen: &Chosen<F>,
-) -> Step {
-    let is_masqueraded = client.origin.is_masqueraded(frontend) && chosen.backend.flags & backend_flags::NODE_ADDRESS == 0
-        // Hairpin: a pod reaches itself. It would answer itself directly, were its own address the source.
-        || chosen.backend.addr == headers.src;
+pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> {
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
-    draft.primary_key = headers.tuple(Direction::Ingress);
-    draft.primary = Connection {
-        src: headers.src,
-        dst: chosen.backend.addr,
-        src_port: headers.src_port,
-        dst_port: chosen.backend.port,
-        last_seen: env.now(),
-        adjacency: chosen.backend.adjacency,
-        service_port: frontend.service_port,
-        backend: chosen.id,
-        ifindex: packet.ifindex(),
-        client_mac: rewrite::macs(packet).map_or_else(Mac::default, |macs| macs.src),
-        state: closing(headers.tcp_flags),
-        flags: conn_flags::FORWARD
-            | if matches!(P::HOOK, Hook::Xdp) {
-                conn_flags::BY_XDP
-            } else {
-                0
-            }
-            | if chosen.backend.flags & backend_flags::LOCAL != 0 {
-                conn_flags::LOCAL
-            } else {
-                0
-            }
-            | if is_masqueraded { conn_flags::SNAT } else { 0 },
-    };
-    record::<F, E>(env, &mut draft)?;
-    if matches!(P::HOOK, Hook::Xdp)
-        && let Some(next) = next_hop::<F, P, E>(packet, env, headers, &draft.primary)
-    {
-        return send::<F, P>(packet, headers, &draft.primary, next);
+    let draft = &mut *draft;
+    if draft.primary.flags & conn_flags::NODE != 0 {
+        record_of_node::<F, E>(env, draft)
+    } else {
+        record_of_client::<F, E>(env, draft)
     }
-    apply::<F, P>(packet, headers, &draft.primary)
 }
 
-/// Writes the entries of a new connection, replies first, so that whoever finds the primary one finds all. What is
-/// written before an error expires by itself: the client sends its packet again.
+/// Writes the two or four entries of a connection whose packets come into the node.
 #[inline(always)]
-fn record<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+fn record_of_client<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
     // Back out of the node: the backend's address becomes the frontend's.
     let key = draft.primary_key;
     draft.reply_key = Tuple {
@@ -140,13 +196,51 @@ fn record<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Res
     Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull)
 }
 
+/// Writes the two entries of a connection that a process of the node began, and whose packets are translated as they
+/// leave: always with source translation, so that replies find their way back here, and always both halves at once.
+#[inline(always)]
+fn record_of_node<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    let key = draft.primary_key;
+    let address = masquerade_address::<F, E>(env, draft.primary.adjacency)?;
+    draft.reply_key = Tuple {
+        src: draft.primary.dst,
+        dst: address,
+        src_port: draft.primary.dst_port,
+        dst_port: Port::default(),
+        direction: Direction::Ingress as u8,
+        ..key
+    };
+    draft.reply = Connection {
+        src: key.dst,
+        dst: key.src,
+        src_port: key.dst_port,
+        dst_port: key.src_port,
+        state: 0,
+        flags: draft.primary.flags & !conn_flags::FORWARD,
+        ..draft.primary
+    };
+    let port = claim(env, |env, port| {
+        draft.reply_key.dst_port = port;
+        Tables::<F>::add_connection(env, &draft.reply_key, &draft.reply)
+    })?;
+    draft.primary.src = address;
+    draft.primary.src_port = port;
+    Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull)
+}
+
+/// The address that masquerading uses on the way to a backend.
+#[inline(always)]
+fn masquerade_address<F: Family, E: Tables<F>>(env: &E, adjacency: u32) -> Result<F::Addr, DropReason> {
+    match env.adjacency(adjacency) {
+        Some(next) if next.masquerade != F::Addr::default() => Ok(next.masquerade),
+        _ => Err(DropReason::NoMasqueradeAddress),
+    }
+}
+
 /// Writes the two further entries of a connection with source translation.
 #[inline(always)]
-fn masquerade<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
-    let address = Tables::<F>::adjacency(env, draft.primary.adjacency).map_or_else(F::Addr::default, |a| a.masquerade);
-    if address == F::Addr::default() {
-        return Err(DropReason::NoMasqueradeAddress);
-    }
+fn masquerade<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    let address = masquerade_address::<F, E>(env, draft.primary.adjacency)?;
     // Back into the node: the masquerade address becomes the client's, as the backend's side of the node sees it.
     draft.reply_in_key = Tuple {
         dst: address,
@@ -190,7 +284,7 @@ fn masquerade<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) ->
 /// connection of the client has it there, by another frontend: then this one gets another port as it enters the
 /// node, and its own back as it leaves ([`conn_flags::BOTH`]).
 #[inline(always)]
-fn claim_reply<F: Ip, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+fn claim_reply<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
     match Tables::<F>::add_connection(env, &draft.reply_key, &draft.reply) {
         Ok(()) => return Ok(()),
         Err(InsertError::Full) => return Err(DropReason::TableFull),
@@ -236,9 +330,15 @@ fn claim<E: Env>(env: &E, mut add: impl FnMut(&E, Port) -> Result<(), InsertErro
     Err(DropReason::SnatPortsExhausted)
 }
 
-/// Hands the packet on to the node's stack, or out of the device: in TC and where XDP cannot send it itself.
+/// Translates the packet and hands it on: to the node's stack, or out of the device, or, if a process of the node is
+/// at its other end, where that process's packets go and come from.
 #[inline(always)]
-fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connection<F::Addr>) -> Step {
+fn hand_on<F: Ip, P: Packet, E: Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    known: &Connection<F::Addr>,
+) -> Step {
     let mut t = Translation::of(headers);
     let both = known.flags & conn_flags::BOTH != 0;
     if matches!(P::HOOK, Hook::Egress) || both {
@@ -248,7 +348,25 @@ fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connect
         t.dst = (known.dst, known.dst_port);
     }
     packet.translate(&t).ok_or(DropReason::Malformed)?;
-    Ok((Verdict::Pass, Outcome::Translated))
+    let mut verdict = Verdict::Pass;
+    if known.flags & conn_flags::NODE != 0 {
+        match P::HOOK {
+            Hook::Egress => {
+                let next = env.adjacency(known.adjacency).ok_or(DropReason::NoMasqueradeAddress)?;
+                packet.aim(next.ifindex);
+                verdict = Verdict::Output;
+            }
+            Hook::Ingress if known.ifindex != packet.ifindex() => {
+                if P::ETHERNET {
+                    rewrite::link(packet, known.client_mac, known.client_mac).ok_or(DropReason::Malformed)?;
+                }
+                packet.aim(known.ifindex);
+                verdict = Verdict::Deliver;
+            }
+            _ => {}
+        }
+    }
+    Ok(Progress::Done(verdict, Outcome::Translated))
 }
 
 /// Sends the packet out by the device that it came in by.
@@ -260,7 +378,7 @@ fn send<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connecti
     t.ttl = headers.ttl.wrapping_sub(1);
     packet.translate(&t).ok_or(DropReason::Malformed)?;
     rewrite::link(packet, next.src, next.dst).ok_or(DropReason::Malformed)?;
-    Ok((Verdict::Reflect, Outcome::Forwarded))
+    Ok(Progress::Done(Verdict::Reflect, Outcome::Forwarded))
 }
 
 /// The link addresses to send a packet with, if it can leave by the device that it came in by, without the stack:

@@ -1,6 +1,5 @@
 //! What a destination means, and who may use it.
 
-use super::parse::{Headers, Ip};
 use crate::abi::{BackendSet, DropReason, Family, Frontend, FrontendKey, Port, frontend_flags};
 use crate::env::Tables;
 
@@ -63,13 +62,7 @@ pub struct Client<F: Family> {
     pub origin: Origin,
 }
 
-/// Looks up the destination of a packet: address, port and protocol first, then the address alone.
-#[inline(always)]
-pub fn find<F: Ip, E: Tables<F>>(env: &E, headers: &Headers<F>) -> Match {
-    lookup::<F, E>(env, headers.dst, headers.dst_port, headers.protocol)
-}
-
-/// Looks up a destination.
+/// Looks up a destination: address, port and protocol first, then the address alone.
 #[inline(always)]
 pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, protocol: u8) -> Match {
     let exact = FrontendKey {
@@ -94,19 +87,14 @@ pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, proto
 
 /// Lets a client in, or says why not.
 #[inline(always)]
-pub fn admit<F: Ip, E: Tables<F>>(env: &E, frontend: &Frontend, headers: &Headers<F>) -> Result<Client<F>, DropReason> {
-    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !env.in_source_ranges(frontend.service_port, &headers.src)
-    {
+pub fn admit<F: Family, E: Tables<F>>(
+    env: &E,
+    frontend: &Frontend,
+    addr: F::Addr,
+    origin: Origin,
+) -> Result<Client<F>, DropReason> {
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !env.in_source_ranges(frontend.service_port, &addr) {
         return Err(DropReason::SourceRange);
     }
-    // Packets of the node's own processes do not pass ingress hooks: nobody here can be the node itself.
-    let origin = if env.is_local_pod(&headers.src) {
-        Origin::Pod
-    } else {
-        Origin::External
-    };
-    Ok(Client {
-        addr: headers.src,
-        origin,
-    })
+    Ok(Client { addr, origin })
 }

@@ -306,7 +306,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Option<(u8, u32
         at = at.wrapping_add(beyond).wrapping_add(8);
         next = extension.next_header;
         if is_transport(next) {
-            return Some((next, at));
+            return Some((next, packet.launder(at)));
         }
     }
     None

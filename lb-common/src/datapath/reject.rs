@@ -9,9 +9,9 @@
 //! The message comes from the frontend's address: it is the one address that a packet to the client may bear on
 //! this way without looking forged. It goes out by the device that the packet came in by.
 
-use super::parse::Headers;
+use super::parse::{self, Headers};
 use super::rewrite::{self, Macs};
-use super::{Ip, Step, Verdict};
+use super::{Ip, Progress, Step, Verdict};
 use crate::abi::{Addr6, Address, DropReason, Outcome, V4, V6};
 use crate::checksum::fold;
 use crate::env::Packet;
@@ -27,10 +27,13 @@ const TTL: u8 = 64;
 ///
 /// # Errors
 /// If the kernel gives no room for the message.
-#[inline(always)]
-pub fn unreachable<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Step {
-    F::make_unreachable(packet, headers).ok_or(DropReason::Malformed)?;
-    Ok((Verdict::Reflect, Outcome::Rejected))
+#[inline(never)]
+pub(super) fn unreachable<F: Ip, P: Packet>(packet: &mut P) -> Step {
+    let headers = parse::link(packet)
+        .and_then(|link| F::parse(packet, &link))
+        .ok_or(DropReason::Malformed)?;
+    F::make_unreachable(packet, &headers).ok_or(DropReason::Malformed)?;
+    Ok(Progress::Done(Verdict::Reflect, Outcome::Rejected))
 }
 
 /// Bytes of the IP packet that are quoted: an even number, so that the sum has whole words.

@@ -8,9 +8,9 @@ use crate::wire::{Be16, TCP_CHECK_OFFSET, UDP_CHECK_OFFSET};
 
 /// A change of a packet's tuple.
 #[derive(Clone, Copy, Debug)]
-pub struct Translation<F: Family> {
+pub struct Translation<'a, F: Family> {
     /// The packet as it is.
-    pub headers: Headers<F>,
+    pub headers: &'a Headers<F>,
     /// New source.
     pub src: (F::Addr, Port),
     /// New destination.
@@ -19,12 +19,12 @@ pub struct Translation<F: Family> {
     pub ttl: u8,
 }
 
-impl<F: Family> Translation<F> {
+impl<'a, F: Family> Translation<'a, F> {
     /// No change yet.
     #[inline(always)]
-    pub fn of(headers: &Headers<F>) -> Self {
+    pub fn of(headers: &'a Headers<F>) -> Self {
         Self {
-            headers: *headers,
+            headers,
             src: (headers.src, headers.src_port),
             dst: (headers.dst, headers.dst_port),
             ttl: headers.ttl,
@@ -62,8 +62,8 @@ struct Ports {
 /// (In TC they may be partial, to be finished by a device, or kept as a sum beside the packet: only the kernel's
 /// helpers know.)
 #[inline(always)]
-pub fn direct<F: Ip, P: Packet>(packet: &mut P, t: &Translation<F>) -> Option<()> {
-    let h = &t.headers;
+pub fn direct<F: Ip, P: Packet>(packet: &mut P, t: &Translation<'_, F>) -> Option<()> {
+    let h = t.headers;
     let addresses = Delta::default().address(&h.src, &t.src.0).address(&h.dst, &t.dst.0);
     F::write(packet, h, &t.src.0, &t.dst.0, t.ttl, addresses)?;
     packet.store(
