@@ -102,7 +102,7 @@ pub mod conn_flags {
 
 /// What has been seen of a flow, by the entry that its packets hit. UDP uses `CONFIRMED` only.
 pub mod tcp_state {
-    /// A packet has hit the entry after the one that made it.
+    /// A packet has hit the entry. (The one that opened the connection hits the primary entry.)
     pub const CONFIRMED: u8 = 1;
     /// A FIN went this way.
     pub const FIN: u8 = 2;

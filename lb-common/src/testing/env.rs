@@ -1,6 +1,8 @@
 //! The environment of the packet logic on ordinary collections.
 
+use core::any::Any;
 use core::cell::{Cell, RefCell};
+use core::ops::{Deref, DerefMut};
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -9,8 +11,9 @@ use std::vec::Vec;
 use super::Cast;
 use crate::abi::{
     Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection,
-    Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Peer, Port, SocketKey, SourceRangeKey, Tuple,
+    DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Peer, Port, SocketKey, SourceRangeKey, Tuple,
 };
+use crate::datapath::connection::{self, Opening};
 use crate::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
 /// What is in the maps, and the clock: plain data, to be compared before and after.
@@ -87,6 +90,34 @@ impl<A: Eq + core::hash::Hash> FamilyMaps<A> {
 pub struct FakeEnv {
     world: Rc<RefCell<World>>,
     random: Cell<u32>,
+    /// The draft as it was left last, of whichever family it was.
+    draft: Rc<RefCell<Option<Box<dyn Any>>>>,
+}
+
+/// The draft, held: what is written to it is there for whoever holds it next.
+pub struct HeldDraft<A: Address> {
+    place: Rc<RefCell<Option<Box<dyn Any>>>>,
+    draft: Draft<A>,
+}
+
+impl<A: Address> Deref for HeldDraft<A> {
+    type Target = Draft<A>;
+
+    fn deref(&self) -> &Draft<A> {
+        &self.draft
+    }
+}
+
+impl<A: Address> DerefMut for HeldDraft<A> {
+    fn deref_mut(&mut self) -> &mut Draft<A> {
+        &mut self.draft
+    }
+}
+
+impl<A: Address> Drop for HeldDraft<A> {
+    fn drop(&mut self) {
+        *self.place.borrow_mut() = Some(Box::new(self.draft));
+    }
 }
 
 impl FakeEnv {
@@ -95,6 +126,7 @@ impl FakeEnv {
         Self {
             world: Rc::new(RefCell::new(world)),
             random: Cell::new(0x1234_5678),
+            draft: Rc::default(),
         }
     }
 
@@ -208,10 +240,26 @@ pub fn is_within<A: Address>(address: &A, prefix: &A, prefix_len: u32) -> bool {
 
 impl<F: Cast> Tables<F> for FakeEnv {
     type Entry = FakeEntry<F>;
-    type Draft = Box<Draft<F::Addr>>;
+    type Draft = HeldDraft<F::Addr>;
 
-    fn draft(&self) -> Option<Box<Draft<F::Addr>>> {
-        Some(Box::new(leftover()))
+    fn draft(&self) -> Option<HeldDraft<F::Addr>> {
+        let left = self
+            .draft
+            .borrow()
+            .as_ref()
+            .and_then(|any| any.downcast_ref::<Draft<F::Addr>>().copied());
+        Some(HeldDraft {
+            place: Rc::clone(&self.draft),
+            draft: left.unwrap_or_else(leftover),
+        })
+    }
+
+    fn choose(&self) -> Result<Opening, DropReason> {
+        connection::choose::<F, _>(self)
+    }
+
+    fn record(&self) -> Result<(), DropReason> {
+        connection::record::<F, _>(self)
     }
 
     fn connection(&self, key: &Tuple<F::Addr>) -> Option<FakeEntry<F>> {

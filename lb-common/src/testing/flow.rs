@@ -6,7 +6,7 @@ use super::Cast;
 use super::cast::CLIENT_MAC;
 use super::packet::DEVICE;
 use super::scene::{BY_NODE_2, BY_POD_DEVICE, CLIENT_PORT, EARLIER, NOW, SNAT_PORT, TARGET, WEB};
-use crate::abi::{Connection, Direction, Mac, Port, Tuple, conn_flags, protocol};
+use crate::abi::{Connection, Direction, Mac, Port, Tuple, conn_flags, protocol, tcp_state};
 
 /// An entry of the connection table.
 pub type Entry<A> = (Tuple<A>, Connection<A>);
@@ -61,7 +61,7 @@ impl<F: Cast> Flow<F> {
             snat: None,
             port: None,
             flags,
-            state: 0,
+            state: tcp_state::CONFIRMED,
             backend_id,
             adjacency,
             service_port: WEB,

@@ -24,6 +24,8 @@ pub struct FakePacket<const HOOK: u8, const ETHERNET: bool> {
     pub beyond: Cell<u32>,
     /// Whether the kernel gives no room for headers.
     pub is_rigid: bool,
+    /// The device that the verdict is about, where it is about one; 0 = none was named.
+    pub aim: u32,
 }
 
 impl<const HOOK: u8, const ETHERNET: bool> FakePacket<HOOK, ETHERNET> {
@@ -35,6 +37,7 @@ impl<const HOOK: u8, const ETHERNET: bool> FakePacket<HOOK, ETHERNET> {
             ifindex: DEVICE,
             beyond: Cell::new(0),
             is_rigid: false,
+            aim: 0,
         }
     }
 
@@ -61,6 +64,10 @@ impl<const HOOK: u8, const ETHERNET: bool> Packet for FakePacket<HOOK, ETHERNET>
         self.ifindex
     }
 
+    fn aim(&mut self, ifindex: u32) {
+        self.aim = ifindex;
+    }
+
     fn ethertype(&self) -> Be16 {
         self.ethertype
     }
@@ -75,7 +82,7 @@ impl<const HOOK: u8, const ETHERNET: bool> Packet for FakePacket<HOOK, ETHERNET>
         header.write_to(self.bytes.get_mut(range)?).ok()
     }
 
-    fn translate<F: Ip>(&mut self, translation: &Translation<F>) -> Option<()> {
+    fn translate<F: Ip>(&mut self, translation: &Translation<'_, F>) -> Option<()> {
         datapath::rewrite::direct(self, translation)
     }
 
@@ -135,10 +142,6 @@ pub fn run(hook: Hook, ethernet: bool, ethertype: Be16, packet: &[u8], world: &W
 
 fn at<const HOOK: u8, const ETHERNET: bool>(bytes: &[u8], ethertype: Be16, env: &FakeEnv) -> (Verdict, Vec<u8>) {
     let mut packet = FakePacket::<HOOK, ETHERNET>::new(bytes, ethertype);
-    let verdict = if HOOK == Hook::Egress as u8 {
-        datapath::egress(&mut packet, env)
-    } else {
-        datapath::ingress(&mut packet, env)
-    };
+    let verdict = datapath::run(&mut packet, env);
     (verdict, packet.bytes)
 }
