@@ -16,6 +16,10 @@
     clippy::panic,
     clippy::expect_used
 )]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macros of the entry points ask for contexts by value"
+)]
 
 mod env;
 mod maps;

@@ -125,8 +125,8 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
         // SAFETY: `header` is writable for its size; the helper checks the bounds of the packet.
         let code =
             unsafe { bpf_skb_load_bytes(self.skb.cast(), at, header.as_mut_ptr().cast(), size_of::<T>() as u32) };
-        // SAFETY: the helper has filled it, and any bytes are a `T`.
         if code == 0 {
+            // SAFETY: the helper has filled it, and any bytes are a `T`.
             Some(unsafe { header.assume_init() })
         } else {
             None
@@ -184,7 +184,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
 fn act<const EGRESS: bool>(verdict: Verdict, own: u32, aim: u32) -> i32 {
     let (ifindex, flags) = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
-        Verdict::Drop(_) => return TC_ACT_SHOT as i32,
+        Verdict::Drop(_) => return TC_ACT_SHOT,
         Verdict::Reflect if !EGRESS => (own, 0),
         Verdict::Reflect => (own, u64::from(BPF_F_INGRESS)),
         Verdict::Deliver => (aim, u64::from(BPF_F_INGRESS)),

@@ -12,6 +12,10 @@
 //! Written against memory and helpers directly, without `lb_common`, so that neither is measured against itself.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macros of the entry points ask for contexts by value"
+)]
 
 use core::ptr;
 
