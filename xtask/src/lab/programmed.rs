@@ -7,10 +7,13 @@ use serde_json::Value;
 
 use super::paths::Service;
 
+/// The port of the document's Service: it has no name.
+const DOCUMENT: &str = "default/my-spring-app";
+
 /// One frontend, as `fairway services -o json` shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frontend {
-    /// Namespace and name of the Service.
+    /// The Service's port: namespace, name, port.
     pub service: String,
     /// What it is: ClusterIP, NodePort, LoadBalancer or ExternalIP.
     pub kind: String,
@@ -26,7 +29,7 @@ pub fn frontends(services: &Value) -> Vec<Frontend> {
         .into_iter()
         .flatten()
         .filter_map(|entry| {
-            let address = text(entry, "frontend").parse().ok()?;
+            let address = text(entry, "address").parse().ok()?;
             Some(Frontend {
                 service: text(entry, "service"),
                 kind: text(entry, "kind"),
@@ -42,9 +45,7 @@ pub fn frontends(services: &Value) -> Vec<Frontend> {
 /// If a part of it is not programmed yet.
 pub fn document_service(frontends: &[Frontend], load_balancer: bool) -> anyhow::Result<Service> {
     let of_kind = |kind: &str| {
-        let found = frontends
-            .iter()
-            .find(|f| f.service == "default/my-spring-app" && f.kind == kind);
+        let found = frontends.iter().find(|f| f.service == DOCUMENT && f.kind == kind);
         found
             .map(|frontend| frontend.address)
             .with_context(|| format!("the {kind} of my-spring-app is not programmed"))
@@ -76,7 +77,8 @@ mod tests {
 
     #[test]
     fn the_document_s_service_is_known_when_each_of_its_frontends_is_programmed() {
-        let entry = |kind: &str, frontend: &str| serde_json::json!({"service": "default/my-spring-app", "kind": kind, "frontend": frontend});
+        let entry =
+            |kind: &str, frontend: &str| serde_json::json!({"service": DOCUMENT, "kind": kind, "address": frontend});
         let mut entries = vec![
             entry("ClusterIP", "10.96.0.7:80"),
             entry("NodePort", "172.18.0.11:31000"),

@@ -1,5 +1,7 @@
 //! `cargo xtask build-and-run`: a lab, a request on every path, and the counters while it stands.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use super::plan::{NODES, Names, Network};
 use super::{Form, Lab, Setup};
@@ -94,10 +97,7 @@ fn live(lab: &Lab, stop: &AtomicBool) -> anyhow::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let mut text = String::new();
         for (i, node) in NODES.iter().enumerate() {
-            let status = lab.observe(i, "status")?;
-            let mut counters = Vec::new();
-            collect_counters(&status, &mut counters);
-            text += &format!("{}: {}\n", node.name, counters.join(" "));
+            text += &counters(node.name, &lab.observe(i, "status")?);
         }
         if lines > 0 {
             print!("\x1b[{lines}A\x1b[J");
@@ -113,27 +113,22 @@ fn live(lab: &Lab, stop: &AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Numbers under `counters`, whatever their nesting, as `hook.outcome=N`.
-fn collect_counters(status: &serde_json::Value, out: &mut Vec<String>) {
-    fn walk(prefix: &str, value: &serde_json::Value, out: &mut Vec<String>) {
-        match value {
-            serde_json::Value::Object(fields) => {
-                for (name, value) in fields {
-                    let prefix = if prefix.is_empty() {
-                        name.clone()
-                    } else {
-                        format!("{prefix}.{name}")
-                    };
-                    walk(&prefix, value, out);
-                }
-            }
-            serde_json::Value::Number(n) if n.as_u64() != Some(0) => out.push(format!("{prefix}={n}")),
-            _ => {}
-        }
+/// The counters in the output of `fairway status -o json`, a line for each hook.
+fn counters(node: &str, status: &Value) -> String {
+    let mut by_hook: BTreeMap<&str, String> = BTreeMap::new();
+    for counter in status.get("counters").and_then(Value::as_array).into_iter().flatten() {
+        let text = |name: &str| counter.get(name).and_then(Value::as_str).unwrap_or("?");
+        let packets = counter.get("packets").and_then(Value::as_u64).unwrap_or_default();
+        _ = write!(
+            by_hook.entry(text("hook")).or_default(),
+            "  {} {packets}",
+            text("outcome")
+        );
     }
-    if let Some(counters) = status.get("counters") {
-        walk("", counters, out);
-    }
+    by_hook
+        .iter()
+        .map(|(hook, outcomes)| format!("{node}  {hook:10}{outcomes}\n"))
+        .collect()
 }
 
 /// Removes labs of this command and of tests whose owner is gone. Returns their names.
