@@ -60,10 +60,11 @@ fn bpffs() -> bool {
             .is_ok_and(|status| status.success())
 }
 
-/// The agent of the node, with pins of its own. Made in the node's namespace.
+/// The agent of the node, with pins and a cgroup of its own. Made in the node's namespace.
 struct Agent {
     kubeconfig: PathBuf,
     pins: PathBuf,
+    cgroup: PathBuf,
     log: PathBuf,
     program: Option<Program>,
 }
@@ -72,7 +73,8 @@ impl Agent {
     /// Starts it with the capabilities that `deploy/fairway.yaml` gives it, and no more.
     fn start(&mut self) {
         let fairway = fairway().display().to_string();
-        let (kubeconfig, pins) = (self.kubeconfig.display().to_string(), self.pins.display().to_string());
+        let [kubeconfig, pins, cgroup] =
+            [&self.kubeconfig, &self.pins, &self.cgroup].map(|path| path.display().to_string());
         let capabilities = ["--bounding-set", "-all,+bpf,+perfmon,+net_admin"];
         let mut words = vec!["setpriv"];
         words.extend(capabilities);
@@ -84,7 +86,7 @@ impl Agent {
             "--cluster-cidr",
             "10.244.0.0/16",
         ]);
-        words.extend(["--cgroup", "none", "--kubeconfig", &kubeconfig, "--pin-dir", &pins]);
+        words.extend(["--cgroup", &cgroup, "--kubeconfig", &kubeconfig, "--pin-dir", &pins]);
         self.program = Some(Program::start("fairway", &words, &self.log));
     }
 
@@ -99,6 +101,23 @@ impl Agent {
         if let Some(program) = &mut self.program {
             program.must_run();
         }
+    }
+
+    /// Sends a request as a process of the node does; returns the answer and whom the client's socket believes to be
+    /// connected to.
+    fn ask_from_its_cgroup(&self, target: &str) -> String {
+        let procs = self.cgroup.join("cgroup.procs").display().to_string();
+        let url = format!("http://{target}/");
+        let curl = r#"echo $$ > "$0"; exec curl -sS -m 3 -w ' peer %{remote_ip}' "$1""#;
+        let output = Command::new("sh")
+            .args(["-c", curl, &procs, &url])
+            .output()
+            .expect("sh runs");
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
     }
 
     /// Removes what is Fairway's from the node, and returns what the command said.
@@ -126,7 +145,18 @@ impl Drop for Agent {
             eprintln!("log of the agent:\n{}", program.log_end());
         }
         self.cleanup();
+        let _ = std::fs::remove_dir(&self.cgroup);
     }
+}
+
+/// A cgroup of this test's own.
+fn cgroup() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = mounts.find(|fields| fields.get(2) == Some(&"cgroup2"))?;
+    let cgroup = Path::new(mount[1]).join(format!("fairway-api-{}", std::process::id()));
+    std::fs::create_dir(&cgroup).ok()?;
+    Some(cgroup)
 }
 
 /// The objects of the test, changed through the API. Used in the node's namespace.
@@ -202,6 +232,9 @@ fn what_is_written_to_the_api_decides_where_requests_go() {
     if !bpffs() {
         return skip(NAME, "needs bpffs at /sys/fs/bpf, and could not mount it");
     }
+    let Some(cgroup) = cgroup() else {
+        return skip(NAME, "needs a cgroup2 hierarchy in which it can make a cgroup");
+    };
     let namespaces = Namespaces::new("api", &["client", "node", "pod"], NETWORK);
     let pod: SocketAddr = "10.244.1.10:8080".parse().expect("an address");
     let listener = namespaces.within("pod", move || TcpListener::bind(pod).expect("the port is free"));
@@ -216,7 +249,7 @@ fn what_is_written_to_the_api_decides_where_requests_go() {
         let node = scope.spawn(move || {
             let namespace = std::fs::File::open(path).expect("the node's namespace is there");
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("it can be entered");
-            in_the_node(&programs, ask);
+            in_the_node(&programs, cgroup, ask);
         });
         if let Err(panic) = node.join() {
             std::panic::resume_unwind(panic);
@@ -225,7 +258,7 @@ fn what_is_written_to_the_api_decides_where_requests_go() {
 }
 
 /// The test, from within the node's namespace. `ask` sends a request from the client's.
-fn in_the_node(programs: &Path, ask: impl Fn(&'static str) -> std::io::Result<String>) {
+fn in_the_node(programs: &Path, cgroup: PathBuf, ask: impl Fn(&'static str) -> std::io::Result<String>) {
     const CLUSTER_IP: &str = "172.30.0.80:80";
     const NODE_PORT: &str = "192.0.2.1:30080";
     let mut server = ApiServer::start(programs);
@@ -233,6 +266,7 @@ fn in_the_node(programs: &Path, ask: impl Fn(&'static str) -> std::io::Result<St
     let mut agent = Agent {
         kubeconfig: server.kubeconfig(),
         pins: format!("/sys/fs/bpf/fairway-api-{}", std::process::id()).into(),
+        cgroup,
         log: server.kubeconfig().with_file_name("fairway.log"),
         program: None,
     };
@@ -249,6 +283,11 @@ fn in_the_node(programs: &Path, ask: impl Fn(&'static str) -> std::io::Result<St
     // Both kinds of frontend masquerade a client from outside: the pod sees the node.
     assert_eq!(answered(&mut agent, CLUSTER_IP), "pod-1 10.244.1.1");
     assert_eq!(answered(&mut agent, NODE_PORT), "pod-1 10.244.1.1");
+    // A process of the node, translated as it connects.
+    assert_eq!(
+        agent.ask_from_its_cgroup(CLUSTER_IP),
+        "pod-1 10.244.1.1 peer 172.30.0.80"
+    );
 
     // Without endpoints connections are refused at once.
     objects.delete_slice("my-spring-app-1");
