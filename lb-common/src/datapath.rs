@@ -132,11 +132,7 @@ fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step 
     };
     let class = env.address_class(hash::filter_bucket(&headers.dst));
     if !is_candidate(env, class, headers.dst_port.get()) {
-        return if env.config().flags & config_flags::SERVICE_CIDRS != 0 {
-            unowned::<F, E>(env, &headers.dst)
-        } else {
-            Ok(NOT_OURS)
-        };
+        return unowned::<F, E>(env, &headers.dst);
     }
     let tuple = headers.tuple(Direction::Ingress);
     follow_or_open::<F, P, E>(packet, env, &headers, &tuple, true)
@@ -153,7 +149,12 @@ fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step 
     let to = env.address_class(hash::filter_bucket(&headers.dst));
     let is_of_node = to & address_class::FRONTEND != 0 && from & address_class::NODE != 0;
     if (from | to) & address_class::BACKEND == 0 && !is_of_node {
-        return Ok(NOT_OURS);
+        // What others send has been looked at as it came in.
+        return if from & address_class::NODE != 0 {
+            unowned::<F, E>(env, &headers.dst)
+        } else {
+            Ok(NOT_OURS)
+        };
     }
     let tuple = headers.tuple(Direction::Egress);
     follow_or_open::<F, P, E>(packet, env, &headers, &tuple, is_of_node)
@@ -198,7 +199,7 @@ fn is_candidate<E: Env>(env: &E, class: u8, dst_port: u16) -> bool {
 /// can be.
 #[inline(always)]
 fn unowned<F: Ip, E: Env + Tables<F>>(env: &E, dst: &F::Addr) -> Step {
-    if Tables::<F>::is_service_address(env, dst) {
+    if env.config().flags & config_flags::SERVICE_CIDRS != 0 && Tables::<F>::is_service_address(env, dst) {
         Err(DropReason::UnassignedServiceAddress)
     } else {
         Ok(NOT_OURS)

@@ -9,6 +9,7 @@
 //! | [`build`] | packets from their parts, with checksums computed here once more, another way |
 //! | [`cast`] | who is who: clients, nodes, Services, pods |
 //! | [`flow`] | connections, and the entries that they have |
+//! | [`frontends`] | frontends, as the agent would write them |
 //! | [`scene`] | how a scenario is written |
 //! | [`scenarios`] | the table |
 //! | [`show`] | differences, readable |
@@ -25,6 +26,7 @@ pub mod build;
 pub mod cast;
 pub mod env;
 pub mod flow;
+pub mod frontends;
 pub mod packet;
 pub mod scenarios;
 pub mod scene;

@@ -1,8 +1,9 @@
 //! Headers, in bounds.
 //!
 //! Nothing is returned for what cannot be translated, and such a packet passes as it came: other EtherTypes and
-//! protocols, more than two VLAN tags, more than six IPv6 extension headers, fragments (only the first has ports,
-//! and a datagram must not be split between two destinations), and headers that the packet does not hold.
+//! protocols, more than two VLAN tags, more than six IPv6 extension headers or more than a kilobyte of them,
+//! fragments (only the first has ports, and a datagram must not be split between two destinations), and headers that
+//! the packet does not hold.
 
 use super::reject;
 use crate::abi::{Direction, Family, Port, Tuple, V4, V6, protocol};
@@ -294,6 +295,8 @@ fn is_transport(next: u8) -> bool {
 #[inline(always)]
 fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Option<(u8, u32)> {
     const MOST: u32 = 6;
+    /// Where the transport header begins at the latest. The kernel programs address the first 2 kB of a packet.
+    const FARTHEST: u32 = 1024;
     let (mut next, mut at) = (first, at);
     for _ in 0..MOST {
         let unit = match next {
@@ -304,6 +307,9 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Option<(u8, u32
         let extension: Extension = packet.load(at)?;
         let beyond = u32::from(extension.length).wrapping_mul(unit);
         at = at.wrapping_add(beyond).wrapping_add(8);
+        if at > FARTHEST {
+            return None;
+        }
         next = extension.next_header;
         if is_transport(next) {
             return Some((next, packet.launder(at)));

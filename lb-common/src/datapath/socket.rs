@@ -46,7 +46,9 @@ pub fn translate<F: Family, E: Env + Tables<F>>(env: &E, request: &Request<F::Ad
     let config = env.config();
     let node = u64::from(config.netns_cookie_high) << 32 | u64::from(config.netns_cookie_low);
     let is_pod = request.netns_cookie != node;
-    if is_pod && (found.flags & frontend_flags::POD_SOCKETS == 0 || found.flags & frontend_flags::AFFINITY != 0) {
+    // Affinity and source ranges ask for the pod's address, which a socket need not have yet.
+    let asks_for_address = found.flags & (frontend_flags::AFFINITY | frontend_flags::SOURCE_RANGES) != 0;
+    if is_pod && (found.flags & frontend_flags::POD_SOCKETS == 0 || asks_for_address) {
         return Answer::Leave;
     }
     let origin = if is_pod { Origin::Pod } else { Origin::Node };

@@ -150,6 +150,33 @@ impl<F: Cast> Flow<F> {
         self.key(Direction::Egress, self.inner_client(), self.backend)
     }
 
+    /// The two entries of a connection that a process of the node began: key and value of the one for its packets
+    /// out of the node, then of the one for replies into the node.
+    ///
+    /// # Panics
+    /// If there is no source translation.
+    pub fn entries_of_node(&self) -> [Entry<F::Addr>; 2] {
+        let snat = self.snat.expect("has SNAT");
+        let [forward, reply]: [Entry<F::Addr>; 2] = Flow {
+            snat: None,
+            port: None,
+            flags: self.flags | conn_flags::NODE | conn_flags::SNAT | conn_flags::BOTH,
+            ..self.clone()
+        }
+        .entries()
+        .try_into()
+        .expect("two entries");
+        let forward_value = Connection {
+            src: snat.0,
+            src_port: Port::new(snat.1),
+            ..forward.1
+        };
+        [
+            (self.key(Direction::Egress, self.client, self.frontend), forward_value),
+            (self.reply_in(), reply.1),
+        ]
+    }
+
     /// All its entries.
     pub fn entries(&self) -> Vec<Entry<F::Addr>> {
         let snat = if self.snat.is_some() { conn_flags::SNAT } else { 0 };

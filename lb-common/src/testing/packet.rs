@@ -114,6 +114,8 @@ pub struct Ran {
     pub verdict: Verdict,
     /// The packet.
     pub packet: Vec<u8>,
+    /// The device that the verdict is about; 0 = none was named.
+    pub device: u32,
     /// The maps.
     pub world: World,
 }
@@ -125,7 +127,7 @@ pub struct Ran {
 /// At [`Hook::Socket`], which has no packets.
 pub fn run(hook: Hook, ethernet: bool, ethertype: Be16, packet: &[u8], world: &World) -> Ran {
     let env = FakeEnv::new(world.clone());
-    let (verdict, packet) = match (hook, ethernet) {
+    let (verdict, packet, device) = match (hook, ethernet) {
         (Hook::Xdp, _) => at::<0, true>(packet, ethertype, &env),
         (Hook::Ingress, true) => at::<1, true>(packet, ethertype, &env),
         (Hook::Ingress, false) => at::<1, false>(packet, ethertype, &env),
@@ -136,12 +138,13 @@ pub fn run(hook: Hook, ethernet: bool, ethertype: Be16, packet: &[u8], world: &W
     Ran {
         verdict,
         packet,
+        device,
         world: env.world(),
     }
 }
 
-fn at<const HOOK: u8, const ETHERNET: bool>(bytes: &[u8], ethertype: Be16, env: &FakeEnv) -> (Verdict, Vec<u8>) {
+fn at<const HOOK: u8, const ETHERNET: bool>(bytes: &[u8], ethertype: Be16, env: &FakeEnv) -> (Verdict, Vec<u8>, u32) {
     let mut packet = FakePacket::<HOOK, ETHERNET>::new(bytes, ethertype);
     let verdict = datapath::run(&mut packet, env);
-    (verdict, packet.bytes)
+    (verdict, packet.bytes, packet.aim)
 }

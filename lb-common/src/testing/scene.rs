@@ -11,10 +11,11 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::cast::{NODE_1_MAC, NODE_2_MAC};
+use super::flow::Entry;
 use super::packet::{DEVICE, Ran, run};
 use super::{Cast, FakeEnv, Flow, Frame, World};
 use crate::abi::{
-    Adjacency, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Port, Tuple,
+    Adjacency, Backend, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Port, Tuple,
     address_class, adjacency_flags, backend_flags, frontend_flags, protocol,
 };
 use crate::datapath::Verdict;
@@ -61,8 +62,8 @@ pub struct Scenario {
     pub input: Input,
     /// What is demanded.
     pub expected: Expected,
-    /// Whether each beginning of the packet must pass as it came.
-    pub cut_anywhere: bool,
+    /// Cut to fewer bytes than these, the packet must pass as it came.
+    pub needed: usize,
 }
 
 /// What comes in.
@@ -86,10 +87,22 @@ pub enum Input {
 /// What comes out.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Output {
-    /// The verdict, and the packet's bytes.
-    Packet(Verdict, Vec<u8>),
+    /// The verdict, the packet's bytes, and the device that the verdict is about (0 if about none).
+    Packet(Verdict, Vec<u8>, u32),
     /// What the socket gets, in words.
     Socket(String),
+}
+
+impl Output {
+    /// What becomes of a packet. Nobody sees the bytes of one that is dropped; of all verdicts only two are about
+    /// another device.
+    pub fn packet(verdict: Verdict, bytes: Vec<u8>, device: u32) -> Self {
+        match verdict {
+            Verdict::Drop(_) => Self::Packet(verdict, Vec::new(), 0),
+            Verdict::Pass | Verdict::Reflect => Self::Packet(verdict, bytes, 0),
+            Verdict::Deliver | Verdict::Output => Self::Packet(verdict, bytes, device),
+        }
+    }
 }
 
 /// What is demanded.
@@ -111,9 +124,14 @@ impl Scenario {
                 ethertype,
                 bytes,
             } => {
-                let Ran { verdict, packet, world } = run(*hook, *ethernet, Be16::new(*ethertype), bytes, &self.world);
+                let Ran {
+                    verdict,
+                    packet,
+                    device,
+                    world,
+                } = run(*hook, *ethernet, Be16::new(*ethertype), bytes, &self.world);
                 Expected {
-                    output: Output::Packet(verdict, packet),
+                    output: Output::packet(verdict, packet, device),
                     world,
                 }
             }
@@ -128,7 +146,7 @@ impl Scenario {
         }
     }
 
-    /// The scenarios that follow from [`Scenario::cut_anywhere`]: the packet, cut to each length.
+    /// The scenarios that follow from [`Scenario::needed`]: the packet, cut to each length.
     pub fn cuts(&self) -> Vec<Scenario> {
         let Input::Packet {
             hook,
@@ -139,8 +157,7 @@ impl Scenario {
         else {
             return Vec::new();
         };
-        let lengths = if self.cut_anywhere { 0..bytes.len() } else { 0..0 };
-        lengths
+        (0..self.needed)
             .map(|len| {
                 let bytes = bytes[..len].to_vec();
                 let mut world = self.world.clone();
@@ -150,7 +167,7 @@ impl Scenario {
                     family: self.family,
                     world: self.world.clone(),
                     expected: Expected {
-                        output: Output::Packet(Verdict::Pass, bytes.clone()),
+                        output: Output::packet(Verdict::Pass, bytes.clone(), 0),
                         world,
                     },
                     input: Input::Packet {
@@ -159,7 +176,7 @@ impl Scenario {
                         ethertype: *ethertype,
                         bytes,
                     },
-                    cut_anywhere: false,
+                    needed: 0,
                 }
             })
             .collect()
@@ -182,55 +199,9 @@ pub struct Scene<F: Cast> {
     output: Option<Output>,
     counts: Vec<Outcome>,
     changes: Vec<Change>,
-    cut_anywhere: bool,
+    needed: usize,
     family: core::marker::PhantomData<F>,
 }
-
-/// The set that holds this one backend.
-pub fn only(backend: u32) -> BackendSet {
-    BackendSet {
-        offset: backend,
-        size: 1,
-    }
-}
-
-/// The set that holds nobody.
-pub const NOBODY: BackendSet = BackendSet { offset: 0, size: 0 };
-
-/// A frontend of [`WEB`] with this set for all clients.
-pub fn web(set: BackendSet, flags: u32) -> Frontend {
-    Frontend {
-        service_port: WEB,
-        flags,
-        affinity_timeout_s: 0,
-        external: set,
-        internal: set,
-    }
-}
-
-/// A ClusterIP: clients from outside the cluster are masqueraded.
-pub fn cluster_ip(set: BackendSet) -> Frontend {
-    web(set, frontend_flags::CLUSTER_IP | frontend_flags::MASQUERADE_EXTERNAL)
-}
-
-/// A NodePort of external traffic policy Cluster: all clients are masqueraded.
-pub fn node_port(set: BackendSet) -> Frontend {
-    web(set, frontend_flags::NODE_PORT | MASQUERADE_ALL)
-}
-
-/// A load balancer address of external traffic policy Cluster: all clients are masqueraded.
-pub fn load_balancer(set: BackendSet) -> Frontend {
-    web(set, frontend_flags::LOAD_BALANCER | MASQUERADE_ALL)
-}
-
-/// A load balancer address of external traffic policy Local: clients keep their address.
-pub fn local_load_balancer(set: BackendSet) -> Frontend {
-    web(set, frontend_flags::LOAD_BALANCER | frontend_flags::DROP_EXTERNAL)
-}
-
-/// All clients are masqueraded.
-pub const MASQUERADE_ALL: u32 =
-    frontend_flags::MASQUERADE_EXTERNAL | frontend_flags::MASQUERADE_POD | frontend_flags::MASQUERADE_NODE;
 
 impl<F: Cast> Scene<F> {
     /// A scenario at TC ingress, headed by what happens to the packet.
@@ -245,7 +216,7 @@ impl<F: Cast> Scene<F> {
             output: None,
             counts: Vec::new(),
             changes: Vec::new(),
-            cut_anywhere: false,
+            needed: 0,
             family: core::marker::PhantomData,
         };
         scene
@@ -417,35 +388,58 @@ impl<F: Cast> Scene<F> {
     /// It must leave exactly as it came, as not ours.
     #[must_use]
     pub fn untouched(mut self) -> Self {
-        self.output = Some(Output::Packet(Verdict::Pass, self.bytes.clone()));
+        self.output = Some(Output::packet(Verdict::Pass, self.bytes.clone(), 0));
         self.counted(&[Outcome::NotOurs])
     }
 
     /// It must pass on as this packet, of a known connection.
     #[must_use]
     pub fn passes_as(mut self, frame: &Frame<F>) -> Self {
-        self.output = Some(Output::Packet(Verdict::Pass, frame.build()));
+        self.output = Some(Output::packet(Verdict::Pass, frame.build(), 0));
+        self.counted(&[Outcome::Translated])
+    }
+
+    /// It must be delivered as this packet, as if it had come in by this device.
+    #[must_use]
+    pub fn delivered_as(mut self, frame: &Frame<F>, device: u32) -> Self {
+        self.output = Some(Output::packet(Verdict::Deliver, frame.build(), device));
+        self.counted(&[Outcome::Translated])
+    }
+
+    /// It must go out by this device as this packet.
+    #[must_use]
+    pub fn put_out_as(mut self, frame: &Frame<F>, device: u32) -> Self {
+        self.output = Some(Output::packet(Verdict::Output, frame.build(), device));
         self.counted(&[Outcome::Translated])
     }
 
     /// It must be sent out by XDP as this packet.
     #[must_use]
     pub fn forwarded_as(mut self, frame: &Frame<F>) -> Self {
-        self.output = Some(Output::Packet(Verdict::Reflect, frame.build()));
+        self.output = Some(Output::packet(Verdict::Reflect, frame.build(), 0));
         self.counted(&[Outcome::Forwarded])
+    }
+
+    /// The bytes that leave must be these.
+    #[must_use]
+    pub fn gives(mut self, bytes: Vec<u8>) -> Self {
+        if let Some(Output::Packet(_, out, _)) = &mut self.output {
+            *out = bytes;
+        }
+        self
     }
 
     /// It must be answered with this packet.
     #[must_use]
     pub fn rejected_by(mut self, frame: &Frame<F>) -> Self {
-        self.output = Some(Output::Packet(Verdict::Reflect, frame.build()));
+        self.output = Some(Output::packet(Verdict::Reflect, frame.build(), 0));
         self.counted(&[Outcome::Rejected])
     }
 
     /// It must be dropped.
     #[must_use]
     pub fn dropped(mut self, reason: DropReason) -> Self {
-        self.output = Some(Output::Packet(Verdict::Drop(reason), self.bytes.clone()));
+        self.output = Some(Output::packet(Verdict::Drop(reason), Vec::new(), 0));
         self.counted(&[Outcome::Dropped(reason)])
     }
 
@@ -484,11 +478,28 @@ impl<F: Cast> Scene<F> {
         self
     }
 
-    /// Each beginning of the packet must pass as it came.
+    /// Cut to fewer bytes than these, the packet must pass as it came.
     #[must_use]
-    pub fn cut_anywhere(mut self) -> Self {
-        self.cut_anywhere = true;
+    pub fn needs(mut self, bytes: usize) -> Self {
+        self.needed = bytes;
         self
+    }
+
+    /// The connection tables have room for this many entries.
+    #[must_use]
+    pub fn room_for(self, entries: usize) -> Self {
+        self.given(|world| {
+            world.v4.capacity = entries;
+            world.v6.capacity = entries;
+        })
+    }
+
+    /// This entry must be written, beside others.
+    #[must_use]
+    pub fn left_behind(self, entry: Entry<F::Addr>) -> Self {
+        self.then(move |world| {
+            F::maps_mut(world).connections.insert(entry.0, entry.1);
+        })
     }
 
     /// The scenario.
@@ -520,7 +531,7 @@ impl<F: Cast> Scene<F> {
                 output: self.output.expect("a scenario says what comes out"),
                 world,
             },
-            cut_anywhere: self.cut_anywhere,
+            needed: self.needed,
         }
     }
 }

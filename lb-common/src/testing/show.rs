@@ -19,9 +19,12 @@ pub fn difference(scenario: &Scenario, wanted: &Expected, came: &Expected) -> Op
     }
     let mut lines = Vec::from([format!("{} [{}]", scenario.sentence, scenario.family)]);
     match (&wanted.output, &came.output) {
-        (Output::Packet(verdict, packet), Output::Packet(came_verdict, came_packet)) => {
+        (Output::Packet(verdict, packet, device), Output::Packet(came_verdict, came_packet, came_device)) => {
             if verdict != came_verdict {
                 lines.push(format!("  verdict: wanted {verdict:?}, came {came_verdict:?}"));
+            }
+            if device != came_device {
+                lines.push(format!("  device: wanted {device}, came {came_device}"));
             }
             if packet != came_packet {
                 lines.push(format!("  packet wanted: {}", headers(packet)));
