@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher::{self, InitialListStrategy, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -19,6 +19,10 @@ use super::kinds::Kind;
 /// Longer than a connection may take to be made.
 const SILENCE_IS_GOOD: Duration = Duration::from_secs(8);
 
+/// A server that can stream its list does so at once, one that knows of it and does not want to refuses. Servers before
+/// 1.27 know nothing of it and stream changes only: after so long without an object they are asked for a list.
+const STREAM_STALLS: Duration = Duration::from_secs(10);
+
 /// Sends all objects of the kind, then every change, until nobody listens.
 pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Contact>, news: mpsc::Sender<Event>) {
     let requests = kind.requests();
@@ -27,26 +31,35 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
         let api = Api::<K::Object>::all(client.clone());
         let mut stream = pin!(watcher(api, requests[request].clone()));
         let mut pause = Pause::default();
+        let streams = requests[request].initial_list_strategy == InitialListStrategy::StreamingList;
         let mut lost = false;
+        let mut listing = false;
         let mut list = Vec::new();
         loop {
-            let item = if lost {
-                match timeout(SILENCE_IS_GOOD, stream.next()).await {
-                    Ok(item) => item,
-                    Err(_) => {
-                        lost = false;
-                        contact.answered(K::NAME);
-                        pause = Pause::default();
-                        continue;
-                    }
+            let limit = match (lost, listing && streams) {
+                (_, true) => STREAM_STALLS,
+                (true, false) => SILENCE_IS_GOOD,
+                // The watcher itself has a limit.
+                (false, false) => Duration::MAX,
+            };
+            let item = match timeout(limit, stream.next()).await {
+                Ok(item) => item,
+                Err(_) if listing && streams => {
+                    request += 1;
+                    break;
                 }
-            } else {
-                stream.next().await
+                Err(_) => {
+                    lost = false;
+                    contact.answered(K::NAME);
+                    pause = Pause::default();
+                    continue;
+                }
             };
             let event = match item {
-                // The watcher says this before it has asked for anything.
+                // The watcher may say this before it has asked for anything, so it is no sign of contact.
                 Some(Ok(watcher::Event::Init)) => {
                     list = Vec::new();
+                    listing = true;
                     continue;
                 }
                 Some(Ok(event)) => event,
@@ -84,6 +97,7 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                     continue;
                 }
                 watcher::Event::InitDone => {
+                    listing = false;
                     let list = std::mem::take(&mut list);
                     tracing::debug!(kind = K::NAME, objects = list.len(), "listed");
                     kind.all(list)

@@ -26,7 +26,8 @@ pub(super) trait Kind: Send + 'static {
     /// Name for the log.
     const NAME: &'static str;
 
-    /// How to ask for those that count: the best way first, then ways that older servers understand.
+    /// How to ask for those that count: the best way first, then ways that older servers understand; the last one is
+    /// a plain list. A list that is streamed is never in memory as a whole.
     fn requests(&self) -> Vec<watcher::Config>;
     /// As we have it.
     fn light(&self, object: &Self::Object) -> Self::Light;
@@ -49,7 +50,8 @@ impl Kind for Services {
     fn requests(&self) -> Vec<watcher::Config> {
         let all = watcher::Config::default().labels(&format!("!{OTHER_PROXY}"));
         // Servers before 1.32 cannot select by this field; `desired` leaves headless Services out as well.
-        vec![all.clone().fields("spec.clusterIP!=None"), all]
+        let selected = all.clone().fields("spec.clusterIP!=None");
+        vec![selected.clone().streaming_lists(), selected, all]
     }
 
     fn light(&self, object: &api::Service) -> Service {
@@ -78,7 +80,8 @@ impl Kind for EndpointSlices {
     const NAME: &'static str = "EndpointSlices";
 
     fn requests(&self) -> Vec<watcher::Config> {
-        vec![watcher::Config::default().labels(&format!("!{HEADLESS}"))]
+        let all = watcher::Config::default().labels(&format!("!{HEADLESS}"));
+        vec![all.clone().streaming_lists(), all]
     }
 
     fn light(&self, object: &discovery::EndpointSlice) -> EndpointSlice {
