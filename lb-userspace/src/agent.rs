@@ -121,6 +121,7 @@ struct Agent {
 /// # Errors
 /// If it cannot start: the text says what is missing.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let started = Instant::now();
     let Settings {
         node,
         origin,
@@ -138,6 +139,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let ebpf = load::load(&pins, &sizes)?;
     write_config(&pins, &node.datapath)?;
     let mut agent = Agent::start(Attacher::new(ebpf, pins.clone(), hooks), &pins, node, origin.name()).await?;
+    agent.started = started;
+    info!(after_ms = millis(started), "the data path is loaded and attached");
 
     let (requests, mut questions) = mpsc::channel(8);
     tokio::spawn(state::serve(lock::listen(&pins)?, requests));
@@ -278,7 +281,7 @@ impl Agent {
             info!(
                 services = report.services,
                 changes = report.ops,
-                after_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                after_ms = millis(self.started),
                 "the first complete lists are programmed"
             );
         }
@@ -420,6 +423,10 @@ impl Agent {
             connections: self.collector.seen(),
         }
     }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn cause(error: &dyn std::error::Error) -> String {

@@ -1,6 +1,7 @@
 //! Loading: maps are made or taken over from their pins, programs are verified, both by aya.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
@@ -99,16 +100,32 @@ pub fn load(pins: &PinDir, sizes: &Sizes) -> Result<Ebpf, LoadError> {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     let mut ebpf = loader.load(OBJECT)?;
-    for (name, program) in ebpf.programs_mut() {
-        let loaded = match program {
-            Program::Xdp(p) => p.load(),
-            Program::SchedClassifier(p) => p.load(),
-            Program::CgroupSockAddr(p) => p.load(),
-            _ => continue,
-        };
-        loaded.map_err(|source| refused(name, source))?;
-    }
+    verify(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Gives the programs to the kernel, which verifies them, all at once: it takes most of the agent's start. Those for
+/// devices without link headers wait until there is such a device.
+fn verify(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter(|(name, _)| !name.ends_with("_l3"));
+        let loading: Vec<_> = programs
+            .map(|(name, program)| {
+                scope.spawn(move || {
+                    let loaded = match program {
+                        Program::Xdp(p) => p.load(),
+                        Program::SchedClassifier(p) => p.load(),
+                        Program::CgroupSockAddr(p) => p.load(),
+                        _ => Ok(()),
+                    };
+                    loaded.map_err(|source| refused(name, source))
+                })
+            })
+            .collect();
+        loading
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// Compares a pinned map with what we would make: aya takes pins over unseen.
@@ -186,9 +203,13 @@ pub fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Lo
     find(ebpf, name)
 }
 
-/// A TC program of the object.
+/// A TC program of the object, loaded.
 pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
-    find(ebpf, name)
+    let program: &mut SchedClassifier = find(ebpf, name)?;
+    if program.fd().is_err() {
+        program.load().map_err(|source| refused(name, source))?;
+    }
+    Ok(program)
 }
 
 /// A sock_addr program of the object.

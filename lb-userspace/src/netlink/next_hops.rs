@@ -143,7 +143,14 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
             let id = u32::try_from(id).ok()?;
             (id != 0 && *found == entry && !self.claimed.contains(&id)).then_some(id)
         };
-        let Some(id) = self.entries.iter().enumerate().find_map(same).or_else(|| self.fresh()) else {
+        let Some(id) = self
+            .entries
+            .iter()
+            .enumerate()
+            .take(self.next as usize)
+            .find_map(same)
+            .or_else(|| self.fresh())
+        else {
             return 0;
         };
         self.ids.insert(*way, id);

@@ -1,0 +1,392 @@
+//! Where the agent's programs run, what of them outlives it, and what `fairway cleanup` leaves: a real agent in a
+//! network namespace of its own, without any Service.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use fairway::datapath::pin::PinDir;
+use fairway::sys;
+use serde_json::Value;
+use support::namespaces::Namespaces;
+use support::process::Program;
+use support::{poll, skip};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const NETWORK: &str = "
+    ip -n @node link add eth0 type veth peer name peer0
+    ip -n @node link set peer0 up
+    ip -n @node link set eth0 up
+    ip -n @node addr add 192.0.2.1/24 dev eth0
+    ip -n @node route add default via 192.0.2.254
+";
+
+/// A node with an agent. All that it makes is removed when it is dropped.
+struct Node {
+    namespaces: Namespaces,
+    folder: PathBuf,
+    cgroup: Option<PathBuf>,
+    pins: PinDir,
+    agent: Option<Program>,
+}
+
+impl Node {
+    /// The node, unless it cannot be made here.
+    fn new(test: &str, short: &str) -> Option<Self> {
+        if let Some(reason) = Namespaces::missing().or_else(|| (!bpffs()).then(|| "needs bpffs".to_owned())) {
+            skip(test, &reason);
+            return None;
+        }
+        let name = format!("fw-{short}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
+        std::fs::create_dir_all(folder.join("manifests")).expect("a folder can be made");
+        let cgroup = fairway::datapath::probe::cgroup(None)
+            .ok()
+            .flatten()
+            .map(|mount| mount.join(&name));
+        if let Some(cgroup) = &cgroup {
+            std::fs::create_dir_all(cgroup).expect("a cgroup can be made");
+        }
+        Some(Self {
+            namespaces: Namespaces::new(short, &["node"], NETWORK),
+            folder,
+            cgroup,
+            pins: PinDir::new(format!("/sys/fs/bpf/{name}")),
+            agent: None,
+        })
+    }
+
+    fn arguments(&self, flags: &[&str]) -> Vec<String> {
+        let net = format!("--net=/run/netns/{}", self.namespaces.name("node"));
+        let cgroup = self
+            .cgroup
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+        let (pins, manifests) = (self.pins.root().display().to_string(), self.folder.join("manifests"));
+        let mut words = vec![
+            "nsenter".to_owned(),
+            net,
+            binary().display().to_string(),
+            "agent".to_owned(),
+        ];
+        for (flag, value) in [
+            ("--node-name", "node"),
+            ("--manifests", &manifests.display().to_string()),
+            ("--cgroup", &cgroup),
+            ("--pin-dir", &pins),
+        ] {
+            words.extend([flag.to_owned(), value.to_owned()]);
+        }
+        // Small maps: this is not about what they hold.
+        for size in ["--max-connections", "--max-backends", "--max-maglev-slots"] {
+            if !flags.contains(&size) {
+                words.extend([size.to_owned(), "1024".to_owned()]);
+            }
+        }
+        words.extend(flags.iter().map(ToString::to_string));
+        words
+    }
+
+    /// Starts the agent, and waits until it has attached.
+    fn start(&mut self, flags: &[&str]) {
+        let words = self.arguments(flags);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let log = self.folder.join("agent.log");
+        let mut agent = Program::start("agent", &words, &log);
+        poll("the agent answers", PATIENCE, || {
+            agent.must_run();
+            self.status().filter(|status| status["agent"].is_object())
+        });
+        self.agent = Some(agent);
+    }
+
+    /// Runs an agent that is expected to end by itself, and returns what it says.
+    fn fails(&self, flags: &[&str]) -> String {
+        let words = self.arguments(flags);
+        let output = Command::new(&words[0])
+            .args(&words[1..])
+            .output()
+            .expect("the agent runs");
+        assert!(!output.status.success(), "the agent ended well");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn fairway(&self, words: &[&str]) -> Output {
+        let net = format!("--net=/run/netns/{}", self.namespaces.name("node"));
+        let mut command = Command::new("nsenter");
+        command
+            .arg(net)
+            .arg(binary())
+            .args(words)
+            .arg("--pin-dir")
+            .arg(self.pins.root());
+        command.output().expect("fairway runs")
+    }
+
+    fn status(&self) -> Option<Value> {
+        let output = self.fairway(&["status", "-o", "json"]);
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
+    }
+
+    /// What is attached to a device, once the agent says so.
+    fn attached(&self, device: &str) -> Value {
+        poll(&format!("{device} is attached to"), PATIENCE, || self.device(device))
+    }
+
+    fn device(&self, device: &str) -> Option<Value> {
+        let status = self.status()?;
+        let devices = status["agent"]["devices"].as_array()?.clone();
+        devices.into_iter().find(|d| d["device"] == device)
+    }
+
+    fn ip(&self, words: &str) {
+        let status = Command::new("ip")
+            .args(["-n", &self.namespaces.name("node")])
+            .args(words.split(' '))
+            .status();
+        assert!(status.expect("ip runs").success(), "ip {words}");
+    }
+
+    fn tc(&self, words: &str) -> String {
+        let output = Command::new("tc")
+            .args(["-n", &self.namespaces.name("node")])
+            .args(words.split(' '))
+            .output();
+        String::from_utf8_lossy(&output.expect("tc runs").stdout).into_owned()
+    }
+
+    /// Name, id of the link, id of its program, for every pinned link.
+    fn links(&self) -> Vec<(String, u32, u32)> {
+        let info = |name: String| {
+            let link = sys::open_pinned(&self.pins.link(&name)).expect("the pin can be opened");
+            let info = sys::link_info(&link).expect("it is a link");
+            (name, info.id, info.program)
+        };
+        self.pins.pinned_links().into_iter().map(info).collect()
+    }
+
+    fn kill(&mut self) {
+        self.agent.take().expect("the agent runs").kill();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.kill();
+        }
+        self.fairway(&["cleanup", "--force"]);
+        if let Some(cgroup) = &self.cgroup {
+            let _ = std::fs::remove_dir(cgroup);
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn binary() -> PathBuf {
+    std::env::var_os("FAIRWAY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_fairway").into(), PathBuf::from)
+}
+
+fn bpffs() -> bool {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf"))
+        || Command::new("mount")
+            .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
+            .status()
+            .is_ok_and(|s| s.success())
+}
+
+#[test]
+fn programs_run_on_every_device_and_on_those_that_appear() {
+    let Some(mut node) = Node::new("programs_run_on_every_device_and_on_those_that_appear", "devices") else {
+        return;
+    };
+    node.ip("link add name skipped0 type bridge");
+    node.start(&["--exclude-devices", "skip*"]);
+    let uplink = node.attached("eth0");
+    assert_eq!(
+        (&uplink["ingress"], &uplink["egress"]),
+        (&"tcx".into(), &"tcx".into()),
+        "{uplink}"
+    );
+    assert_eq!(
+        (&uplink["xdp"], &uplink["uplink"]),
+        (&"native".into(), &true.into()),
+        "{uplink}"
+    );
+    assert!(node.attached("peer0")["xdp"].is_null());
+
+    node.ip("link add name cni0 type bridge");
+    node.ip("link add name veth0.5 type veth peer name veth1.5");
+    node.ip("tuntap add dev tun0 mode tun");
+    for device in ["cni0", "veth0.5", "veth1.5", "tun0"] {
+        let attached = node.attached(device);
+        assert_eq!(
+            (&attached["ingress"], &attached["egress"]),
+            (&"tcx".into(), &"tcx".into()),
+            "{attached}"
+        );
+        assert_eq!(attached["problems"], Value::Array(Vec::new()));
+    }
+    assert!(node.device("skipped0").is_none() && node.device("lo").is_none());
+
+    let index = node.attached("cni0")["ifindex"].to_string();
+    node.ip("link del cni0");
+    poll("the links of a device that is gone are removed", PATIENCE, || {
+        let left = node
+            .links()
+            .iter()
+            .any(|(name, ..)| name.ends_with(&format!("_{index}")));
+        (!left && node.device("cni0").is_none()).then_some(())
+    });
+    let status = node.status().expect("there is a status");
+    if node.cgroup.is_some() {
+        assert_eq!(status["agent"]["sockets"].as_array().map(Vec::len), Some(8), "{status}");
+    }
+    assert_eq!(status["agent"]["problems"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place() {
+    let name = "a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place";
+    let Some(mut node) = Node::new(name, "restart") else {
+        return;
+    };
+    node.start(&[]);
+    let before = node.links();
+    assert!(before.len() >= 5, "{before:?}");
+    node.kill();
+    assert_eq!(node.links(), before);
+    let status = node.status().expect("the status can be seen without an agent");
+    assert!(status["agent"].is_null() && status["agent_error"].is_string());
+
+    node.start(&[]);
+    let after = node.links();
+    let ids = |links: &[(String, u32, u32)]| {
+        links
+            .iter()
+            .map(|(name, id, _)| (name.clone(), *id))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&after), ids(&before), "links were made anew");
+    assert!(
+        before.iter().zip(&after).all(|(b, a)| b.2 != a.2),
+        "programs were not replaced"
+    );
+
+    let other = node.fails(&[]);
+    assert!(other.contains("is running already (process "), "{other}");
+    let refused = node.fairway(&["cleanup"]);
+    assert!(!refused.status.success() && !node.links().is_empty());
+    node.kill();
+
+    let sizes = node.fails(&["--max-connections", "4096"]);
+    assert!(
+        sizes.contains("start with the --max-connections of the last time"),
+        "{sizes}"
+    );
+
+    node.start(&["--xdp", "off", "--exclude-devices", "peer0"]);
+    let left: Vec<_> = node.links().into_iter().map(|(name, ..)| name).collect();
+    assert!(!left.iter().any(|name| name.starts_with("xdp")), "{left:?}");
+    assert_eq!(
+        left.iter().filter(|name| name.starts_with("ingress")).count(),
+        1,
+        "{left:?}"
+    );
+}
+
+#[test]
+fn cleanup_removes_what_is_fairways_and_nothing_else() {
+    let Some(mut node) = Node::new("cleanup_removes_what_is_fairways_and_nothing_else", "cleanup") else {
+        return;
+    };
+    node.tc("qdisc add dev eth0 clsact");
+    node.tc("filter add dev eth0 ingress protocol ip prio 5 u32 match u32 0 0");
+    let stranger = PinDir::new(format!("{}-of-another", node.pins.root().display()));
+    std::fs::create_dir_all(stranger.root()).expect("a directory can be made");
+
+    node.start(&[]);
+    node.kill();
+    let cleaned = node.fairway(&["cleanup"]);
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    assert!(!node.pins.root().exists() && !node.pins.state_dir().exists());
+    assert!(stranger.root().exists());
+    assert!(node.tc("filter show dev eth0 ingress").contains("u32"));
+    std::fs::remove_dir(stranger.root()).expect("it is empty");
+
+    let again = node.fairway(&["cleanup"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[test]
+fn where_the_kernel_has_no_tcx_clsact_filters_do_it() {
+    let Some(mut node) = Node::new("where_the_kernel_has_no_tcx_clsact_filters_do_it", "clsact") else {
+        return;
+    };
+    node.tc("qdisc add dev eth0 clsact");
+    node.tc("filter add dev eth0 ingress protocol ip prio 5 u32 match u32 0 0");
+    node.start(&["--attach", "clsact"]);
+    assert_eq!(node.attached("eth0")["egress"], "clsact");
+    let ours = |node: &Node, way: &str| {
+        node.tc(&format!("filter show dev eth0 {way}"))
+            .matches("handle 0x4657")
+            .count()
+    };
+    assert_eq!((ours(&node, "ingress"), ours(&node, "egress")), (1, 1));
+    node.kill();
+    node.start(&["--attach", "clsact"]);
+    assert_eq!(
+        (ours(&node, "ingress"), ours(&node, "egress")),
+        (1, 1),
+        "filters were added, not replaced"
+    );
+    node.kill();
+    node.start(&["--attach", "tcx"]);
+    assert_eq!(
+        (ours(&node, "ingress"), ours(&node, "egress")),
+        (0, 0),
+        "filters stay beside TCX"
+    );
+    node.kill();
+    node.start(&["--attach", "clsact"]);
+    assert!(
+        !node.links().iter().any(|(name, ..)| name.starts_with("ingress")),
+        "links stay beside clsact"
+    );
+    node.kill();
+    assert!(node.fairway(&["cleanup"]).status.success());
+    assert_eq!((ours(&node, "ingress"), ours(&node, "egress")), (0, 0));
+    assert!(
+        node.tc("filter show dev eth0 ingress").contains("u32"),
+        "a stranger's filter was removed"
+    );
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_what_to_do() {
+    let Some(node) = Node::new("an_agent_that_cannot_start_says_what_to_do", "errors") else {
+        return;
+    };
+    let wrong = |flag: &str, value: &str| {
+        let mut words = node.arguments(&[]);
+        let at = words.iter().position(|word| word == flag).expect("the flag is given");
+        words[at + 1] = value.to_owned();
+        let output = Command::new(&words[0])
+            .args(&words[1..])
+            .output()
+            .expect("the agent runs");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(wrong("--pin-dir", "/tmp/fairway-not-bpffs").contains("mount -t bpf bpf /tmp"));
+    assert!(wrong("--cgroup", "/tmp").contains("not a directory of a cgroup2 file system"));
+    assert!(wrong("--manifests", "/nonexistent").contains("is not a folder"));
+    let _ = std::fs::remove_dir_all(Path::new("/run/fairway-not-bpffs"));
+}
