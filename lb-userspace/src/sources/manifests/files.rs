@@ -160,8 +160,9 @@ impl File {
     }
 
     fn consequence(&self, error: &dyn std::fmt::Display) -> String {
-        let lines: Vec<String> = error.to_string().lines().map(|line| line.trim().to_owned()).collect();
-        let what = lines.join(" ");
+        // A YAML error goes on with a picture of the place.
+        let text = error.to_string();
+        let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         if self.objects.is_empty() {
             format!("{what} (nothing of the file is used)")
         } else {
