@@ -12,6 +12,7 @@
 //! | [`frontends`] | frontends, as the agent would write them |
 //! | [`scene`] | how a scenario is written |
 //! | [`scenarios`] | the table |
+//! | [`damage`] | scenarios with bytes changed |
 //! | [`show`] | differences, readable |
 #![allow(
     clippy::arithmetic_side_effects,
@@ -24,6 +25,7 @@
 
 pub mod build;
 pub mod cast;
+pub mod damage;
 pub mod env;
 pub mod flow;
 pub mod frontends;

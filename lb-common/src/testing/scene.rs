@@ -502,6 +502,11 @@ impl<F: Cast> Scene<F> {
         })
     }
 
+    /// The world so far, for other tests.
+    pub fn world(self) -> World {
+        self.world
+    }
+
     /// The scenario.
     ///
     /// # Panics

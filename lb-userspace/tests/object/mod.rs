@@ -1,6 +1,6 @@
 //! The kernel object, loaded without pins, with maps that are filled from a scenario and read back.
 
-use std::collections::HashMap as StdHashMap;
+use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::hash::Hash;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -47,6 +47,8 @@ impl From<anyhow::Error> for Skip {
 pub struct Object {
     ebpf: Ebpf,
     capacity: usize,
+    /// What `FILTER` holds, for it is large.
+    filter: Option<BTreeMap<u32, u8>>,
 }
 
 const XDP: [&str; 2] = ["fairway_xdp", "fairway_clock"];
@@ -72,7 +74,11 @@ impl Object {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf, capacity })
+        Ok(Self {
+            ebpf,
+            capacity,
+            filter: None,
+        })
     }
 
     /// Runs a scenario.
@@ -170,12 +176,15 @@ impl Object {
     /// Makes the maps hold this world and nothing else; times are shifted to the kernel's.
     fn fill(&mut self, world: &World, shift: u32) -> anyhow::Result<()> {
         self.array("CONFIG")?.set(0, Plain(world.config), 0)?;
-        let mut filter = Box::new([0u8; FILTER_BUCKETS]);
-        for (bucket, class) in &world.filter {
-            filter[*bucket as usize] = *class;
+        if self.filter.as_ref() != Some(&world.filter) {
+            let mut filter = Box::new([0u8; FILTER_BUCKETS]);
+            for (bucket, class) in &world.filter {
+                filter[*bucket as usize] = *class;
+            }
+            self.array::<[u8; FILTER_BUCKETS]>("FILTER")?
+                .set(0, Plain(*filter), 0)?;
+            self.filter = Some(world.filter.clone());
         }
-        self.array::<[u8; FILTER_BUCKETS]>("FILTER")?
-            .set(0, Plain(*filter), 0)?;
         let mut ports = [0u8; NODE_PORT_BITMAP_BYTES];
         for port in &world.node_ports {
             ports[usize::from(port >> 3)] |= 1 << (port & 7);
@@ -262,9 +271,9 @@ impl Object {
         Ok(())
     }
 
-    fn counts(&mut self) -> anyhow::Result<std::collections::BTreeMap<u32, u64>> {
+    fn counts(&mut self) -> anyhow::Result<BTreeMap<u32, u64>> {
         let counters = PerCpuArray::<_, u64>::try_from(self.ebpf.map_mut("COUNTERS").context("COUNTERS")?)?;
-        let mut counts = std::collections::BTreeMap::new();
+        let mut counts = BTreeMap::new();
         for slot in 0..counters.len() {
             let count = counters.get(&slot, 0)?.iter().sum();
             if count != 0 {
@@ -348,12 +357,7 @@ impl Clock {
 
 /// The verdict of a return code; the reason of a drop is told by its count. Which device a packet is redirected to, and
 /// which way, a test run does not tell: there the verdict that was wanted is taken for the one that came.
-fn verdict(
-    hook: Hook,
-    code: u32,
-    counts: &std::collections::BTreeMap<u32, u64>,
-    wanted: Verdict,
-) -> anyhow::Result<Verdict> {
+fn verdict(hook: Hook, code: u32, counts: &BTreeMap<u32, u64>, wanted: Verdict) -> anyhow::Result<Verdict> {
     const REASONS: [DropReason; 8] = [
         DropReason::NoLocalEndpoint,
         DropReason::SourceRange,
