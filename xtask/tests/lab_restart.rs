@@ -53,7 +53,7 @@ fn a_long_download_outlives_a_crash_of_the_agents() {
         return;
     };
     lab.wait_for_services(Form::LoadBalancer).expect("the agents work");
-    let (bytes, rate) = (5_000_000, 1_000_000);
+    let (bytes, rate) = (8_000_000, 1_000_000);
     let asked = begin(&lab, |target| Task::Download { target, bytes, rate });
     crash_and_come_back(&mut lab);
     for (place, target, asked) in asked {
@@ -80,7 +80,7 @@ fn no_request_is_lost_while_the_agents_crash_and_come_back() {
         lab.wait_for_services(Form::LoadBalancer).expect("the agents work");
         // Two hundred a second among all of them.
         let per_second = 200 / askers().len() as u32 + 1;
-        let duration_ms = 5_000;
+        let duration_ms = 8_000;
         let asked = begin(&lab, |target| {
             let request = Request {
                 target,

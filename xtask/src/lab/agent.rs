@@ -11,8 +11,21 @@ use super::Lab;
 use super::plan::{CLUSTER_CIDRS, NODES, Node, Place, SERVICE_CIDRS};
 use super::programmed::{self, Frontend};
 
-/// How long an agent may take until its programs carry traffic.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an agent may take until its programs carry traffic. On a busy machine loading them takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is asked: each time costs a process that reads the maps.
+const POLL: Duration = Duration::from_millis(150);
+
+/// Sizes of the maps: the smaller they are, the sooner an agent has them.
+const SIZES: [&str; 6] = [
+    "--max-connections",
+    "65536",
+    "--max-backends",
+    "4096",
+    "--max-maglev-slots",
+    "262144",
+];
 
 /// Mounts bpffs where the pins go, if nobody has.
 pub fn mount_bpffs() -> anyhow::Result<()> {
@@ -45,7 +58,8 @@ impl Lab {
             .arg("--cgroup")
             .arg(self.cgroup(Place::Node(node)))
             .arg("--pin-dir")
-            .arg(self.names.pin_dir(node));
+            .arg(self.names.pin_dir(node))
+            .args(SIZES);
         let log = format!("fairway-{}", NODES[node].name);
         self.agents[node] = Some(self.start(&mut command, &log)?);
         Ok(())
@@ -84,7 +98,7 @@ impl Lab {
                     tail(&log)
                 );
                 self.check_stop()?;
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(POLL);
             };
         }
         last.context("a lab has nodes")

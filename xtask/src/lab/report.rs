@@ -1,14 +1,14 @@
 //! What came of the requests, as a table: for each path one row, with one answer to look at.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
 use super::paths::{Case, Door, Way};
 use super::plan::{NODES, Network, Place};
-use super::wire::{Answer, Seen};
+use super::wire::{Answer, Protocol, Seen};
 
 /// The connections that both agents show, by whom they belong to.
 #[derive(Debug, Default)]
@@ -60,15 +60,30 @@ struct Key {
     local: bool,
     way: Option<Way>,
     v6: bool,
-    protocol: &'static str,
 }
 
 struct Row {
-    answered: usize,
-    failed: usize,
+    http: Count,
+    udp: Count,
     hooks: BTreeMap<String, usize>,
     example: Option<(usize, Seen)>,
     slowest_us: u64,
+}
+
+/// How many requests of a kind were answered as they have to be, of how many.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    right: usize,
+    all: usize,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.all == 0 {
+            return write!(f, "-");
+        }
+        write!(f, "{}/{}", self.right, self.all)
+    }
 }
 
 /// All rows, and what was wrong.
@@ -93,22 +108,26 @@ impl Report {
         let key = Key {
             from,
             door: case.shown_door(),
-            local: case.local,
+            local: case.local && case.door != Door::ClusterIp,
             way: verdict.as_ref().ok().copied(),
             v6: case.request.target.is_ipv6(),
-            protocol: case.request.protocol.name(),
         };
         let row = self.rows.entry(key).or_insert_with(|| Row {
-            answered: 0,
-            failed: 0,
+            http: Count::default(),
+            udp: Count::default(),
             hooks: BTreeMap::new(),
             example: None,
             slowest_us: 0,
         });
+        let count = match case.request.protocol {
+            Protocol::Http => &mut row.http,
+            Protocol::Udp | Protocol::UdpUnconnected => &mut row.udp,
+        };
+        count.all += 1;
+        count.right += usize::from(verdict.is_ok());
         row.slowest_us = row.slowest_us.max(answer.took_us);
         match (&verdict, &answer.result) {
             (Ok(_), Ok(seen)) => {
-                row.answered += 1;
                 self.answered += 1;
                 let hook = flows.hook(case, answer, seen).unwrap_or("?");
                 *row.hooks.entry(hook.to_owned()).or_default() += 1;
@@ -117,7 +136,6 @@ impl Report {
                 }
             }
             (verdict, _) => {
-                row.failed += 1;
                 let why = verdict.as_ref().err().cloned().unwrap_or_default();
                 let (name, protocol) = (case.from.name(), case.request.protocol.name());
                 let target = case.request.target;
@@ -129,20 +147,18 @@ impl Report {
 
     /// The table.
     pub fn table(&self) -> String {
-        let mut lines = vec![
-            [
-                "PATH",
-                "IP",
-                "BY",
-                "ANSWERED",
-                "POD",
-                "SOURCE SEEN",
-                "DESTINATION SEEN",
-                "HOOK",
-                "SLOWEST",
-            ]
-            .map(str::to_owned),
+        let heads = [
+            "PATH",
+            "IP",
+            "HTTP",
+            "UDP",
+            "POD",
+            "SOURCE SEEN",
+            "DESTINATION SEEN",
+            "TRANSLATED BY",
+            "SLOWEST",
         ];
+        let mut lines = vec![heads.map(str::to_owned)];
         for (key, row) in &self.rows {
             let seen = row.example.as_ref().map(|(_, seen)| seen);
             let node = row.example.as_ref().map_or("-", |(node, _)| NODES[*node].name);
@@ -151,8 +167,8 @@ impl Report {
             lines.push([
                 key.path(),
                 if key.v6 { "v6".to_owned() } else { "v4".to_owned() },
-                key.protocol.to_owned(),
-                format!("{}/{}", row.answered, row.answered + row.failed),
+                row.http.to_string(),
+                row.udp.to_string(),
                 show(seen.map(|seen| seen.pod.clone())),
                 show(seen.map(|seen| seen.source.to_string())),
                 show(seen.map(|seen| seen.destination.to_string())),
@@ -208,11 +224,7 @@ impl Key {
             }
             Door::ClusterIp => "ClusterIP".to_owned(),
         };
-        let local = if self.local && self.door != Door::ClusterIp {
-            ", policy Local"
-        } else {
-            ""
-        };
+        let local = if self.local { ", policy Local" } else { "" };
         let way = match self.way {
             Some(Way::SameNode) => "pod on this node",
             Some(Way::OtherNode) => "pod on the other",
