@@ -144,18 +144,30 @@ const fn floor_s(protocol: u8, state: u8, pressure: Pressure) -> u32 {
 
 /// Whether it is the entry that the client's packets to the frontend hit.
 pub fn is_primary<A: Address>(key: &Tuple<A>, entry: &Connection<A>) -> bool {
-    key.direction == Direction::Ingress as u8 && entry.flags & conn_flags::FORWARD != 0
+    let begins = if entry.flags & conn_flags::NODE != 0 {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
+    key.direction == begins as u8 && entry.flags & conn_flags::FORWARD != 0
 }
 
 /// The key of the primary entry, from any entry of the connection.
 pub fn primary_key<A: Address>(key: &Tuple<A>, entry: &Connection<A>) -> Tuple<A> {
     let ingress = |src, dst| Tuple::new(Direction::Ingress, key.protocol, src, dst);
-    if entry.flags & conn_flags::FORWARD == 0 {
-        ingress((entry.dst, entry.dst_port), (entry.src, entry.src_port))
-    } else if key.direction == Direction::Egress as u8 {
-        ingress((key.src, key.src_port), (entry.dst, entry.dst_port))
-    } else {
+    if is_primary(key, entry) {
         *key
+    } else if entry.flags & conn_flags::NODE != 0 {
+        Tuple::new(
+            Direction::Egress,
+            key.protocol,
+            (entry.dst, entry.dst_port),
+            (entry.src, entry.src_port),
+        )
+    } else if entry.flags & conn_flags::FORWARD == 0 {
+        ingress((entry.dst, entry.dst_port), (entry.src, entry.src_port))
+    } else {
+        ingress((key.src, key.src_port), (entry.dst, entry.dst_port))
     }
 }
 
@@ -217,6 +229,11 @@ pub fn whole<A: Address, E>(
         whole.keys.push(other);
         Ok(Some(found))
     };
+    if entry.flags & conn_flags::NODE != 0 {
+        see(tuple(Direction::Ingress, backend, client))?;
+        whole.snat = Some(client);
+        return Ok(whole);
+    }
     see(tuple(Direction::Egress, backend, client))?;
     if snat {
         let out = see(tuple(Direction::Egress, client, backend))?;
@@ -241,7 +258,7 @@ fn is_orphan<A: Address, E>(
     if get(&primary_key(key, entry))?.is_some() {
         return Ok(false);
     }
-    if entry.flags & conn_flags::SNAT == 0 {
+    if entry.flags & conn_flags::SNAT == 0 || entry.flags & conn_flags::NODE != 0 {
         return Ok(true);
     }
     // The client may have another port between the hooks: the entry for replies that leave the node knows both.
@@ -371,6 +388,32 @@ mod tests {
 
     fn get(entries: &Entries) -> impl Fn(&Tuple<Addr4>) -> Result<Option<Connection<Addr4>>, ()> {
         |key| Ok(entries.iter().find(|(k, _)| k == key).map(|(_, v)| *v))
+    }
+
+    /// The entries of a connection of the node's process 1 to frontend 2, backend 3, with SNAT to 4.
+    fn of_node() -> Entries {
+        let (p, f, b, n) = (end(1, 40000), end(2, 80), end(3, 8080), end(4, 61000));
+        let tuple = |direction, src, dst| Tuple::new(direction, protocol::TCP, src, dst);
+        let flags = conn_flags::NODE | conn_flags::SNAT | conn_flags::BOTH;
+        vec![
+            (tuple(Direction::Egress, p, f), entry(n, b, flags | conn_flags::FORWARD)),
+            (tuple(Direction::Ingress, b, n), entry(f, p, flags)),
+        ]
+    }
+
+    #[test]
+    fn a_connection_of_the_nodes_process_is_found_whole_by_its_two_entries() {
+        let entries = of_node();
+        let (key, value) = entries[0];
+        let whole = whole(&key, &value, get(&entries), |_| 0).unwrap();
+        assert_eq!(whole.keys.len(), 2);
+        assert_eq!(whole.snat, Some(end(4, 61000)));
+        assert_eq!(primary_key(&entries[1].0, &entries[1].1), key);
+        assert_eq!(is_orphan(&entries[1].0, &entries[1].1, get(&entries)), Ok(false));
+        assert_eq!(
+            is_orphan(&entries[1].0, &entries[1].1, get(&entries[1..].to_vec())),
+            Ok(true)
+        );
     }
 
     #[test]
