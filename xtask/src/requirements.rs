@@ -261,21 +261,19 @@ fn has_package_lists() -> bool {
         .any(|file| file.file_name().to_string_lossy().contains("_Packages"))
 }
 
-/// The arguments for cargo that install bpf-linker, and whether it is linked with Debian's LLVM.
-pub fn linker_install() -> (Vec<&'static str>, bool) {
-    let mut words = vec![
+/// The arguments for cargo that install bpf-linker linked with Debian's LLVM.
+pub fn linker_install() -> Vec<&'static str> {
+    vec![
         "install",
         "bpf-linker",
         "--version",
         BPF_LINKER_VERSION,
         "--locked",
         "--force",
-    ];
-    let distribution = Path::new(LLVM_PREFIX).is_dir() || has_package(LINKER_PACKAGES[0]);
-    if distribution {
-        words.extend(["--no-default-features", "--features", "llvm-22"]);
-    }
-    (words, distribution)
+        "--no-default-features",
+        "--features",
+        "llvm-22",
+    ]
 }
 
 fn linker() -> Check {
@@ -284,17 +282,16 @@ fn linker() -> Check {
     if let Some(version) = version_of(name, "--version") {
         return Check::present(Need::Build, name, version);
     }
-    let (words, distribution) = linker_install();
-    let install = format!("cargo {}", words.join(" "));
-    if distribution {
-        let recipe = format!(
-            "{} && LLVM_PREFIX={LLVM_PREFIX} {install}",
-            install_command(&LINKER_PACKAGES)
-        );
-        Check::missing(Need::Build, name, "not found", recipe).with_packages(&LINKER_PACKAGES)
-    } else {
-        Check::missing(Need::Build, name, "not found", install)
+    if !Path::new(LLVM_PREFIX).is_dir() && !has_package(LINKER_PACKAGES[0]) {
+        let remedy = "cargo install bpf-linker (LLVM_PREFIX names an LLVM that is not older than the compiler's)";
+        return Check::missing(Need::Build, name, "not found", remedy);
     }
+    let recipe = format!(
+        "{} && LLVM_PREFIX={LLVM_PREFIX} cargo {}",
+        install_command(&LINKER_PACKAGES),
+        linker_install().join(" ")
+    );
+    Check::missing(Need::Build, name, "not found", recipe).with_packages(&LINKER_PACKAGES)
 }
 
 fn cargo_deny() -> Check {

@@ -4,7 +4,7 @@
 //! missing is installed from the distribution's packages (apt) and from crates; where that cannot be done here, the
 //! verb ends with the commands that a person has to run.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -71,11 +71,15 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         return Ok(());
     }
     process::heading("Setting up what is missing (`cargo xtask doctor` shows it all)");
-    if missing(needs).iter().any(|check| !check.packages.is_empty()) && requirements::has_apt() {
-        // Only now is known which packages there are at all.
-        apt("Refresh the package lists", &["update", "-qq"])?;
+    // Without it, what an ordinary user can bring is brought, and the rest is told with its remedies.
+    let can_be_root = process::root_prefix().is_ok();
+    if can_be_root && requirements::has_apt() {
+        if missing(needs).iter().any(|check| !check.packages.is_empty()) {
+            // Only now is known which packages there are at all.
+            apt("Refresh the package lists", &["update", "-qq"])?;
+        }
+        install_packages(&missing(needs))?;
     }
-    install_packages(&missing(needs))?;
     if needs.contains(&Need::Build) {
         link_toolchain()?;
         install_linker()?;
@@ -90,7 +94,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         ]);
         process::step("Build cargo-deny (a few minutes)", &mut command)?;
     }
-    if needs.contains(&Need::Kernel) && !kernel::bpffs_is_mounted() {
+    if needs.contains(&Need::Kernel) && can_be_root && !kernel::bpffs_is_mounted() {
         let mut mount = process::as_root("mount")?;
         process::step(
             "Mount the BPF filesystem",
@@ -116,7 +120,7 @@ fn install_packages(missing: &[Check]) -> Result<()> {
         .collect();
     packages.sort_unstable();
     packages.dedup();
-    if packages.is_empty() || !requirements::has_apt() {
+    if packages.is_empty() {
         return Ok(());
     }
     let mut words = vec!["install", "-y", "-qq", "--no-install-recommends"];
@@ -148,11 +152,11 @@ fn install_linker() -> Result<()> {
     if process::output(Command::new("bpf-linker").arg("--version")).is_ok() {
         return Ok(());
     }
-    let (words, distribution) = requirements::linker_install();
-    if !distribution {
+    if !Path::new(requirements::LLVM_PREFIX).is_dir() {
         // Without the distribution's LLVM it depends on the machine what bpf-linker can be built with.
         return Ok(());
     }
+    let words = requirements::linker_install();
     let mut command = process::cargo();
     command.args(words).env("LLVM_PREFIX", requirements::LLVM_PREFIX);
     process::step("Build bpf-linker (a minute)", &mut command)
