@@ -57,8 +57,8 @@ pub trait ConnectionEntry<F: Family> {
     fn get(&self) -> Connection<F::Addr>;
     /// Sets when it was last seen and its state, without a further lookup.
     fn touch(&self, last_seen: u32, state: u8);
-    /// Sets the client's next hop, without a further lookup.
-    fn learn(&self, client_mac: crate::abi::Mac);
+    /// Sets where the client is met, its next hop and the device, without a further lookup.
+    fn learn(&self, client_mac: crate::abi::Mac, ifindex: u32);
 }
 
 /// Why an entry was not inserted.

@@ -38,9 +38,12 @@ impl<F: Family> ConnectionEntry<F> for Entry<F> {
     }
 
     #[inline(always)]
-    fn learn(&self, client_mac: Mac) {
+    fn learn(&self, client_mac: Mac, ifindex: u32) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).client_mac).write(client_mac) }
+        unsafe {
+            (&raw mut (*self.0).client_mac).write(client_mac);
+            (&raw mut (*self.0).ifindex).write(ifindex);
+        }
     }
 }
 

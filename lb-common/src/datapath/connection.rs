@@ -50,9 +50,9 @@ pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
     if matches!(P::HOOK, Hook::Xdp) {
         if known.flags & conn_flags::FORWARD != 0
             && let Some(macs) = rewrite::macs(packet)
-            && macs.src != known.client_mac
+            && (macs.src != known.client_mac || packet.ifindex() != known.ifindex)
         {
-            learn::<F, E>(env, headers, &known, entry, macs.src);
+            learn::<F, E>(env, headers, &known, entry, macs.src, packet.ifindex());
         }
         if let Some(next) = next_hop::<F, P, E>(packet, env, headers, &known) {
             return send::<F, P>(packet, headers, &known, next);
@@ -421,7 +421,7 @@ fn next_hop<F: Ip, P: Packet, E: Tables<F>>(
     })
 }
 
-/// The client is met by another next hop than before: answer it there.
+/// The client is met by another next hop than before, or on another device: answer it there.
 #[inline(always)]
 fn learn<F: Ip, E: Env + Tables<F>>(
     env: &E,
@@ -429,8 +429,9 @@ fn learn<F: Ip, E: Env + Tables<F>>(
     known: &Connection<F::Addr>,
     entry: &<E as Tables<F>>::Entry,
     client_mac: Mac,
+    ifindex: u32,
 ) {
-    entry.learn(client_mac);
+    entry.learn(client_mac, ifindex);
     if known.flags & conn_flags::SNAT != 0 {
         let back = Tuple::new(
             Direction::Ingress,
@@ -439,7 +440,7 @@ fn learn<F: Ip, E: Env + Tables<F>>(
             (known.src, known.src_port),
         );
         if let Some(reply) = Tables::<F>::connection(env, &back) {
-            reply.learn(client_mac);
+            reply.learn(client_mac, ifindex);
         }
     }
 }

@@ -185,8 +185,11 @@ impl<F: Cast> ConnectionEntry<F> for FakeEntry<F> {
         });
     }
 
-    fn learn(&self, client_mac: Mac) {
-        self.change(|entry| entry.client_mac = client_mac);
+    fn learn(&self, client_mac: Mac, ifindex: u32) {
+        self.change(|entry| {
+            entry.client_mac = client_mac;
+            entry.ifindex = ifindex;
+        });
     }
 }
 

@@ -203,6 +203,26 @@ fn learnt<F: Cast>() -> Vec<Scenario> {
                 }
             })
             .done(),
+        Scene::<F>::new("A client that comes by another device than before will be answered there.")
+            .at(Hook::Xdp)
+            .established(&Flow {
+                ifindex: DEVICE + 1,
+                ..met(&masqueraded)
+            })
+            .frontend(F::VIP, HTTP, load_balancer(only(3)))
+            .packet(&Frame::tcp(client, vip, ACK))
+            .forwarded_as(
+                &Frame::tcp((F::NODE_1, SNAT_PORT), (F::POD_3, TARGET), ACK).forwarded(NODE_2_MAC, NODE_1_MAC),
+            )
+            .seen(primary, tcp_state::CONFIRMED)
+            .then(move |world| {
+                for key in [primary, reply_in] {
+                    let entry = F::maps_mut(world).connections.get_mut(&key).expect("it is known");
+                    entry.client_mac = CLIENT_MAC;
+                    entry.ifindex = DEVICE;
+                }
+            })
+            .done(),
         Scene::<F>::new("Where the client keeps its address only its own entry learns its new router.")
             .at(Hook::Xdp)
             .established(&met(&plain))
