@@ -45,7 +45,7 @@ fn built() -> Result<std::path::PathBuf> {
     }
     setup::ensure(&[Need::Build, Need::Kernel, Need::Lab])?;
     process::heading("Build");
-    Ok(build::build(true)?.fairway)
+    Ok(build::build(false)?.fairway)
 }
 
 fn on_as_root(fairway: &std::path::Path) -> Result<()> {
