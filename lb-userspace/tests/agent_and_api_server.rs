@@ -23,7 +23,7 @@ use support::process::Program;
 use support::{poll, skip};
 
 /// What is written has to decide about traffic within this.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const NETWORK: &str = "
     ip link add eth0 netns @client type veth peer name eth0 netns @node

@@ -19,7 +19,7 @@ pub const SERVICE_CIDRS: &str = "172.30.0.0/16,fd00:172:30::/112";
 /// Who the server knows, with their groups: an administrator, and somebody who may do what roles allow.
 pub const USERS: [(&str, &str); 2] = [("admin", "system:masters"), ("agent", "agents")];
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(180);
 
 /// A running API server.
 #[derive(Debug)]

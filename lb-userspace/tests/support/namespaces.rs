@@ -112,7 +112,7 @@ pub fn serve_http(listener: &TcpListener, pod: &'static str) {
 /// # Errors
 /// As the connection fails.
 pub fn get_http(target: SocketAddr) -> std::io::Result<String> {
-    let limit = Duration::from_millis(1500);
+    let limit = Duration::from_secs(5);
     let mut connection = TcpStream::connect_timeout(&target, limit)?;
     connection.set_read_timeout(Some(limit))?;
     write!(
