@@ -2,7 +2,7 @@
 //! port, in both families. Each answer says in JSON what the server saw of the request.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,9 +122,4 @@ fn download(mut stream: &TcpStream, bytes: u64, rate: u64) -> io::Result<()> {
         thread::sleep(due.saturating_sub(start.elapsed()));
     }
     Ok(())
-}
-
-/// Whether an address can be that of a socket of this server.
-pub fn is_server(addr: SocketAddr) -> bool {
-    addr.port() == POD_PORT && PODS.iter().any(|pod| pod.addr(addr.is_ipv6()) == addr.ip())
 }
