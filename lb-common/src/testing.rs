@@ -10,6 +10,7 @@
 //! | [`cast`] | who is who: clients, nodes, Services, pods |
 //! | [`flow`] | connections, and the entries that they have |
 //! | [`frontends`] | frontends, as the agent would write them |
+//! | [`scenario`] | what a scenario is, and its run on the host |
 //! | [`scene`] | how a scenario is written |
 //! | [`scenarios`] | the table |
 //! | [`damage`] | scenarios with bytes changed |
@@ -30,6 +31,7 @@ pub mod env;
 pub mod flow;
 pub mod frontends;
 pub mod packet;
+pub mod scenario;
 pub mod scenarios;
 pub mod scene;
 pub mod show;
@@ -39,4 +41,5 @@ pub use cast::Cast;
 pub use env::{FakeEnv, World};
 pub use flow::Flow;
 pub use packet::{FakePacket, Ran, run};
-pub use scene::{Expected, Input, Output, Scenario, Scene};
+pub use scenario::{Expected, Input, Output, Scenario};
+pub use scene::Scene;

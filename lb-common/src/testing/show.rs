@@ -8,7 +8,7 @@ use std::string::{String, ToString as _};
 use std::vec::Vec;
 
 use super::env::FamilyMaps;
-use super::scene::{Expected, Output};
+use super::scenario::{Expected, Output};
 use super::{Scenario, World};
 use crate::abi::{Hook, Outcome};
 
