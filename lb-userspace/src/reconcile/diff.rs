@@ -26,8 +26,12 @@ impl Stage {
     pub(super) const ALL: [Self; 3] = [Self::Make, Self::Switch, Self::Break];
 }
 
-/// The changes that a stage has to make.
-pub(super) fn diff(stage: Stage, lowering: &Lowering, actual: &MapContents) -> Vec<Op> {
+/// The changes that a stage has to make. Tables are computed one by one as they are asked for: together they are large.
+pub(super) fn diff<'a>(
+    stage: Stage,
+    lowering: &'a Lowering,
+    actual: &MapContents,
+) -> impl Iterator<Item = Op> + use<'a> {
     let wanted = &lowering.wanted;
     let shared = &lowering.shared;
     let everything = shared.everything;
@@ -47,12 +51,6 @@ pub(super) fn diff(stage: Stage, lowering: &Lowering, actual: &MapContents) -> V
             make(&wanted.v4, &actual.v4, &lowering.v4.touched, everything, &mut ops);
             make(&wanted.v6, &actual.v6, &lowering.v6.touched, everything, &mut ops);
             filter(lowering, actual, &mut ops);
-            for (content, set) in &shared.unwritten {
-                ops.push(Op::SetMaglev {
-                    offset: set.offset,
-                    slots: lowering.table(content, set.size),
-                });
-            }
             let added = members.iter().filter(|m| wanted.affinity_members.contains(m));
             let added = added.filter(|m| !actual.affinity_members.contains(m));
             ops.extend(added.copied().map(Op::AddAffinityMember));
@@ -69,7 +67,12 @@ pub(super) fn diff(stage: Stage, lowering: &Lowering, actual: &MapContents) -> V
             ops.extend(removed.copied().map(Op::RemoveAffinityMember));
         }
     }
-    ops
+    let unwritten = shared.unwritten.iter().filter(move |_| stage == Stage::Make);
+    let tables = unwritten.map(|(content, set)| Op::SetMaglev {
+        offset: set.offset,
+        slots: lowering.table(content, set.size),
+    });
+    ops.into_iter().chain(tables)
 }
 
 fn make<F: MapFamily>(

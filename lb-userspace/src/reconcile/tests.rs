@@ -174,7 +174,11 @@ fn the_smallest_change_writes_only_what_it_touches() {
             _ => "other",
         })
         .collect();
-    assert_eq!(kinds, ["backend", "filter", "maglev", "frontend", "frontend"]);
+    assert_eq!(
+        kinds,
+        ["backend", "filter", "maglev", "frontend", "frontend"],
+        "in this order"
+    );
     reconciler.take(Event::EndpointSlice(slice(
         "web",
         &["10.180.0.1", "10.180.1.1", "10.180.1.9"],
