@@ -9,15 +9,15 @@ use lb_common::abi::protocol::{TCP, UDP};
 use super::objects::{Fairway, Kind, Reference, client, frontend, stranger};
 use super::packets::{ACK, Course, Packet, SYN};
 use super::report::{Cell, Report};
-use super::rounds::{Cost, time};
+use super::rounds::time;
 
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
-/// Packets in one turn of one program, of one flow: about 3 ms.
-const TURN: u32 = 30_000;
+/// Packets in one turn of one program, of one flow: about a millisecond, so that few turns are disturbed.
+const TURN: u32 = 8_000;
 /// Packets in one turn over many flows.
-const LONG_TURN: u32 = 100_000;
+const LONG_TURN: u32 = 50_000;
 /// New connections in one turn.
 const NEW_TURN: u32 = 16_384;
 /// Room for entries where one flow is measured.
@@ -165,7 +165,7 @@ fn one_flow(plan: &Plan, object: &[u8], report: &mut Report) -> Result<()> {
             let course = ready(&mut bench, &program, single).with_context(|| format!("cell {}", single.name))?;
             courses.push(course);
         }
-        for _ in 0..plan.rounds(24) {
+        for _ in 0..plan.rounds(60) {
             for (course, (ours, references)) in courses.iter().zip(&mut figures) {
                 let floor = time(&mut bench, &empty, &r, TURN)?;
                 references.push(time(&mut bench, &base, &r, TURN)? - floor);
@@ -178,9 +178,9 @@ fn one_flow(plan: &Plan, object: &[u8], report: &mut Report) -> Result<()> {
         report.cells.push(Cell::new(
             single.name,
             single.what,
-            Cost::of(ours),
+            &ours,
             "R",
-            Cost::of(references),
+            &references,
             single.goal,
         ));
     }
@@ -278,7 +278,7 @@ fn many_flows(plan: &Plan, object: &[u8], flows: u32, report: &mut Report) -> Re
         );
     }
     let (mut ours, mut references) = (Vec::new(), Vec::new());
-    for round in 0..plan.rounds(24) {
+    for round in 0..plan.rounds(40) {
         let course = Course::random(&packet, flows, round);
         let floor = time(&mut bench, &empty, &course, LONG_TURN)?;
         references.push(time(&mut bench, &base, &course, LONG_TURN)? - floor);
@@ -286,14 +286,9 @@ fn many_flows(plan: &Plan, object: &[u8], flows: u32, report: &mut Report) -> Re
     }
     let what = format!("established as tcp4, {flows} flows with {WITH_SNAT} entries each, in random order");
     let base = format!("R, {flows} flows with {WITH_SNAT} entries each");
-    report.cells.push(Cell::new(
-        name,
-        what,
-        Cost::of(ours),
-        base,
-        Cost::of(references),
-        Some(1.4),
-    ));
+    report
+        .cells
+        .push(Cell::new(name, what, &ours, base, &references, Some(1.4)));
     Ok(())
 }
 
@@ -326,14 +321,9 @@ fn new_flows(plan: &Plan, object: &[u8], kind: Kind, entries: u32, report: &mut 
     }
     let what = format!("{what}, {flows} of them one after the other into a table with room for twice as many");
     let base = format!("{entries} inserts into such a table");
-    report.cells.push(Cell::new(
-        name,
-        what,
-        Cost::of(ours),
-        base,
-        Cost::of(inserts),
-        Some(1.4),
-    ));
+    report
+        .cells
+        .push(Cell::new(name, what, &ours, base, &inserts, Some(1.4)));
     Ok(())
 }
 
@@ -367,7 +357,7 @@ fn full_table(plan: &Plan, object: &[u8], report: &mut Report) -> Result<()> {
     let base = "the same with room";
     report
         .cells
-        .push(Cell::new(name, what, Cost::of(ours), base, Cost::of(others), Some(1.0)));
+        .push(Cell::new(name, what, &ours, base, &others, Some(1.0)));
     Ok(())
 }
 

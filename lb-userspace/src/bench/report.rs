@@ -27,7 +27,8 @@ pub struct Cell {
     pub base: String,
     /// What that costs above the floor.
     pub base_cost: Cost,
-    /// The one by the other.
+    /// The one by the other: the median over rounds of their quotient, since both were measured within
+    /// milliseconds in each.
     pub multiple: f64,
     /// What the multiple should be at most.
     pub goal: Option<f64>,
@@ -36,22 +37,23 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Compares.
+    /// Compares what was measured in as many rounds.
     pub fn new(
         name: impl Into<String>,
         what: impl Into<String>,
-        cost: Cost,
+        rounds: &[f64],
         base: impl Into<String>,
-        base_cost: Cost,
+        base_rounds: &[f64],
         goal: Option<f64>,
     ) -> Self {
-        let multiple = cost.ns / base_cost.ns;
+        let quotients: Vec<_> = rounds.iter().zip(base_rounds).map(|(ours, base)| ours / base).collect();
+        let multiple = Cost::of(&quotients).ns;
         Self {
             name: name.into(),
             what: what.into(),
-            cost,
+            cost: Cost::of(rounds),
             base: base.into(),
-            base_cost,
+            base_cost: Cost::of(base_rounds),
             multiple,
             goal,
             is_held: goal.map(|goal| multiple <= goal),

@@ -23,7 +23,8 @@ pub struct Cost {
 
 impl Cost {
     /// What rounds say.
-    pub fn of(mut rounds: Vec<f64>) -> Self {
+    pub fn of(rounds: &[f64]) -> Self {
+        let mut rounds = rounds.to_vec();
         rounds.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let index = (rounds.len().saturating_sub(1) as f64 * share).round() as usize;
