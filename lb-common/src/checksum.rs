@@ -9,7 +9,8 @@
 use crate::abi::{Address, Port};
 use crate::wire::Be16;
 
-/// The sum of `~old + new` over the words that change. Grows by less than 2^33 a step, so a 64-bit sum holds any
+/// The sum of `~old + new` over the words that change. (`~old` is all ones less `old`: the ones of all words are one
+/// constant to the compiler.) Grows by less than 2^33 a step, so a 64-bit sum holds any
 /// number of steps that a packet has.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Delta(u64);
@@ -35,13 +36,30 @@ impl Delta {
     /// A word of 32 bits changes.
     #[inline(always)]
     pub fn word(self, old: u32, new: u32) -> Self {
-        Self(self.0.wrapping_add(u64::from(!old)).wrapping_add(u64::from(new)))
+        Self(
+            self.0
+                .wrapping_add(0xffff_ffff)
+                .wrapping_sub(u64::from(old))
+                .wrapping_add(u64::from(new)),
+        )
     }
 
     /// A word of 16 bits changes.
     #[inline(always)]
     pub fn half_word(self, old: u16, new: u16) -> Self {
-        Self(self.0.wrapping_add(u64::from(!old)).wrapping_add(u64::from(new)))
+        Self(
+            self.0
+                .wrapping_add(0xffff)
+                .wrapping_sub(u64::from(old))
+                .wrapping_add(u64::from(new)),
+        )
+    }
+
+    /// The first byte in memory of a word of 16 bits becomes so much less; it must be that large.
+    #[inline(always)]
+    pub fn first_byte_less(self, by: u8) -> Self {
+        // ~m + (m - d) is ~d, whatever m is.
+        Self(self.0.wrapping_add(u64::from(!u16::from_ne_bytes([by, 0]))))
     }
 
     /// The sum in 32 bits, as the kernel's checksum helpers take it.
@@ -54,7 +72,7 @@ impl Delta {
     /// The checksum after the change.
     #[inline(always)]
     pub fn apply(self, check: Be16) -> Be16 {
-        Be16::from_raw(!fold(self.0.wrapping_add(u64::from(!check.raw()))))
+        Be16::from_raw(!fold(self.0.wrapping_add(0xffff).wrapping_sub(u64::from(check.raw()))))
     }
 
     /// A UDP checksum after the change: 0 (none) stays, and a sum of 0 is sent as all ones (RFC 768).

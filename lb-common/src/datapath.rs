@@ -39,7 +39,7 @@ pub use parse::{Headers, Ip, Link};
 pub use rewrite::Translation;
 
 use crate::abi::{Direction, DropReason, Hook, Outcome, Tuple, V4, V6, address_class, config_flags};
-use crate::env::{ConnectionEntry, Env, Packet, Tables};
+use crate::env::{Env, Packet, Tables};
 use crate::hash;
 use crate::wire::ethertype;
 use connection::Opening;
@@ -64,8 +64,8 @@ pub enum Verdict {
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
     match parse::link(packet) {
-        Some(link) if link.ethertype == ethertype::IPV4 => pass::<V4, P, E>(packet, env),
-        Some(link) if link.ethertype == ethertype::IPV6 => pass::<V6, P, E>(packet, env),
+        Some(link) if link.ethertype == ethertype::IPV4 => pass::<V4, P, E>(packet, env, &link),
+        Some(link) if link.ethertype == ethertype::IPV6 => pass::<V6, P, E>(packet, env, &link),
         _ => {
             env.count(P::HOOK, Outcome::NotOurs);
             Verdict::Pass
@@ -76,22 +76,36 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
 /// How far a packet has come: to its verdict, and how it is counted, or to where a connection is to be opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Progress {
-    Done(Verdict, Outcome),
+    /// Counted already.
+    Done(Verdict),
     Open,
 }
 
 /// What a step of the path returns, or why the packet is dropped.
 type Step = Result<Progress, DropReason>;
 
-const NOT_OURS: Progress = Progress::Done(Verdict::Pass, Outcome::NotOurs);
-
-/// The whole path: a known connection is followed; else one is opened, and then followed. Each step is a function of
-/// its own in the kernel, whose small stack never holds two of them. Every packet is counted here.
+/// The end of the path.
 #[inline(always)]
-fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Verdict {
+fn done<P: Packet, E: Env>(env: &E, verdict: Verdict, outcome: Outcome) -> Step {
+    env.count(P::HOOK, outcome);
+    Ok(Progress::Done(verdict))
+}
+
+/// The end of the path of what stays as it is.
+#[inline(always)]
+fn not_ours<P: Packet, E: Env>(env: &E) -> Step {
+    done::<P, E>(env, Verdict::Pass, Outcome::NotOurs)
+}
+
+/// The whole path: a known connection is followed; else one is opened, and then followed.
+///
+/// In XDP the way of known connections is part of the program itself. All else are functions of their own in the
+/// kernel, of which its small stack never holds two.
+#[inline(always)]
+fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Verdict {
     let mut step = match P::HOOK {
-        Hook::Egress => leave::<F, P, E>(packet, env),
-        _ => enter::<F, P, E>(packet, env),
+        Hook::Xdp => walk::<F, P, E>(packet, env, link),
+        _ => walk_apart::<F, P, E>(packet, env),
     };
     if step == Ok(Progress::Open) {
         step = match Tables::<F>::choose(env).and_then(|opening| {
@@ -103,47 +117,63 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Verdic
         }) {
             Ok(Opening::Connection) => {
                 env.count(P::HOOK, Outcome::Connection);
-                match P::HOOK {
-                    Hook::Egress => leave::<F, P, E>(packet, env),
-                    _ => enter::<F, P, E>(packet, env),
-                }
+                walk_apart::<F, P, E>(packet, env)
             }
-            Ok(Opening::NoFrontend) => Ok(NOT_OURS),
+            Ok(Opening::NoFrontend) => not_ours::<P, E>(env),
             // Making room for an ICMP message is TC's: XDP leaves the packet to it.
-            Ok(Opening::NoBackend) if matches!(P::HOOK, Hook::Xdp) => Ok(NOT_OURS),
-            Ok(Opening::NoBackend) => reject::unreachable::<F, P>(packet),
+            Ok(Opening::NoBackend) if matches!(P::HOOK, Hook::Xdp) => not_ours::<P, E>(env),
+            Ok(Opening::NoBackend) => reject::unreachable::<F, P, E>(packet, env),
             Err(reason) => Err(reason),
         };
     }
-    let (verdict, outcome) = match step {
-        Ok(Progress::Done(verdict, outcome)) => (verdict, outcome),
-        Ok(Progress::Open) => (Verdict::Pass, Outcome::NotOurs),
-        Err(reason) => (Verdict::Drop(reason), Outcome::Dropped(reason)),
-    };
-    env.count(P::HOOK, outcome);
-    verdict
+    match step {
+        Ok(Progress::Done(verdict)) => verdict,
+        Ok(Progress::Open) => Verdict::Pass,
+        Err(reason) => {
+            env.count(P::HOOK, Outcome::Dropped(reason));
+            Verdict::Drop(reason)
+        }
+    }
+}
+
+/// In or out, as far as a known connection leads.
+#[inline(always)]
+fn walk<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
+    match P::HOOK {
+        Hook::Egress => leave::<F, P, E>(packet, env, link),
+        _ => enter::<F, P, E>(packet, env, link),
+    }
+}
+
+/// [`walk`], as a function of its own.
+#[inline(never)]
+fn walk_apart<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
+    match parse::link(packet) {
+        Some(link) => walk::<F, P, E>(packet, env, &link),
+        None => not_ours::<P, E>(env),
+    }
 }
 
 /// Into the node: what is of a known connection, or to a frontend, gets its new destination.
-#[inline(never)]
-fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
-    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
-        return Ok(NOT_OURS);
+#[inline(always)]
+fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
+    let Some(headers) = F::parse(packet, link) else {
+        return not_ours::<P, E>(env);
     };
+    let tuple = headers.tuple(Direction::Ingress);
     let class = env.address_class(hash::filter_bucket(&headers.dst));
     if !is_candidate(env, class, headers.dst_port.get()) {
-        return unowned::<F, E>(env, &headers.dst);
+        return unowned::<F, P, E>(env, &headers.dst);
     }
-    let tuple = headers.tuple(Direction::Ingress);
     follow_or_open::<F, P, E>(packet, env, &headers, &tuple, true)
 }
 
 /// Out of the node: what is of a known connection gets its new source. So does what a process of the node sends to a
 /// frontend if its socket was not translated: nothing else to a frontend ever comes here.
-#[inline(never)]
-fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
-    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
-        return Ok(NOT_OURS);
+#[inline(always)]
+fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
+    let Some(headers) = F::parse(packet, link) else {
+        return not_ours::<P, E>(env);
     };
     let from = env.address_class(hash::filter_bucket(&headers.src));
     let to = env.address_class(hash::filter_bucket(&headers.dst));
@@ -151,9 +181,9 @@ fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step 
     if (from | to) & address_class::BACKEND == 0 && !is_of_node {
         // What others send has been looked at as it came in.
         return if from & address_class::NODE != 0 {
-            unowned::<F, E>(env, &headers.dst)
+            unowned::<F, P, E>(env, &headers.dst)
         } else {
-            Ok(NOT_OURS)
+            not_ours::<P, E>(env)
         };
     }
     let tuple = headers.tuple(Direction::Egress);
@@ -168,17 +198,16 @@ fn follow_or_open<F: Ip, P: Packet, E: Env + Tables<F>>(
     tuple: &Tuple<F::Addr>,
     may_open: bool,
 ) -> Step {
-    if let Some(entry) = Tables::<F>::connection(env, tuple) {
-        let known = ConnectionEntry::<F>::get(&entry);
-        if !connection::starts_anew::<F, E>(env, &known, headers) {
-            return connection::follow::<F, P, E>(packet, env, headers, &entry, known);
-        }
+    if let Some(entry) = Tables::<F>::connection(env, tuple)
+        && !connection::starts_anew::<F, E>(env, &entry, headers)
+    {
+        return connection::follow::<F, P, E>(packet, env, headers, &entry);
     }
     if may_open {
         connection::describe::<F, P, E>(packet, env, headers, tuple)?;
         return Ok(Progress::Open);
     }
-    Ok(NOT_OURS)
+    not_ours::<P, E>(env)
 }
 
 /// Whether a packet to an address of this class, and to this port (host order), can be of a connection or to a
@@ -198,10 +227,10 @@ fn is_candidate<E: Env>(env: &E, class: u8, dst_port: u16) -> bool {
 /// No connection, no frontend: it passes, unless its destination lies in a Service CIDR, where nothing but Services
 /// can be.
 #[inline(always)]
-fn unowned<F: Ip, E: Env + Tables<F>>(env: &E, dst: &F::Addr) -> Step {
+fn unowned<F: Ip, P: Packet, E: Env + Tables<F>>(env: &E, dst: &F::Addr) -> Step {
     if env.config().flags & config_flags::SERVICE_CIDRS != 0 && Tables::<F>::is_service_address(env, dst) {
         Err(DropReason::UnassignedServiceAddress)
     } else {
-        Ok(NOT_OURS)
+        not_ours::<P, E>(env)
     }
 }

@@ -42,6 +42,14 @@ pub trait Packet {
     /// Writes a header at byte `at`. Nothing is written, and nothing returned, where the packet ends before.
     fn store<T: Wire>(&mut self, at: u32, header: &T) -> Option<()>;
 
+    /// Changes a header at byte `at`. Nothing is written, and nothing returned, where the packet ends before.
+    #[inline(always)]
+    fn update<T: Wire>(&mut self, at: u32, change: impl FnOnce(&mut T)) -> Option<()> {
+        let mut header = self.load(at)?;
+        change(&mut header);
+        self.store(at, &header)
+    }
+
     /// Rewrites addresses and ports, and keeps all checksums right. Returns nothing if the packet could not be
     /// written.
     fn translate<F: Ip>(&mut self, translation: &Translation<'_, F>) -> Option<()>;
@@ -53,7 +61,8 @@ pub trait Packet {
 
 /// An entry of the connection table that was found.
 pub trait ConnectionEntry<F: Family> {
-    /// A copy of it.
+    /// A copy of it, or of those fields of it that are used: read at once, not before. So it is better got again
+    /// after a lookup than kept over it, which costs the kernel a way by its stack for each field.
     fn get(&self) -> Connection<F::Addr>;
     /// Sets when it was last seen and its state, without a further lookup.
     fn touch(&self, last_seen: u32, state: u8);

@@ -17,8 +17,9 @@ const EEXIST: i32 = -17;
 /// The maps, as the packet logic sees them.
 pub struct Kernel;
 
-/// An entry in its map. It may be reused for another connection after a delete: what is read of it is read at
-/// once, what is written to it is a stamp and a few bits, so the worst is a connection that lives a little longer.
+/// An entry in its map. It may be reused for another connection after a delete, at any time between two reads: the
+/// worst is one packet of an expired connection that goes astray. What is written to it is a stamp and a few bits, so
+/// the worst of that is a connection that lives a little longer.
 pub struct Entry<F: Family>(*mut Connection<F::Addr>);
 
 impl<F: Family> ConnectionEntry<F> for Entry<F> {

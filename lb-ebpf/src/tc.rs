@@ -141,9 +141,10 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
     #[inline(always)]
     fn translate<F: Ip>(&mut self, t: &Translation<'_, F>) -> Option<()> {
         let h = t.headers;
-        let addresses = Delta::default().address(&h.src, &t.src.0).address(&h.dst, &t.dst.0);
+        let (src, dst) = t.halves();
+        let addresses = Delta::default().address(&h.src, &src.0).address(&h.dst, &dst.0);
         let addresses_at = if F::IS_V6 { 8 } else { 12 };
-        if h.src != t.src.0 || h.dst != t.dst.0 {
+        if h.src != src.0 || h.dst != dst.0 {
             if !F::IS_V6 {
                 // SAFETY: the helper checks the bounds of the packet.
                 let code =
@@ -155,13 +156,13 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
             if !t.unchecked() {
                 self.check_addresses(t, addresses)?;
             }
-            self.store_bytes(h.l3.wrapping_add(addresses_at), &[t.src.0, t.dst.0])?;
+            self.store_bytes(h.l3.wrapping_add(addresses_at), &[src.0, dst.0])?;
         }
-        if h.src_port != t.src.1 || h.dst_port != t.dst.1 {
+        if h.src_port != src.1 || h.dst_port != dst.1 {
             if !t.unchecked() {
-                self.check_ports(t, Delta::default().port(h.src_port, t.src.1).port(h.dst_port, t.dst.1))?;
+                self.check_ports(t, Delta::default().port(h.src_port, src.1).port(h.dst_port, dst.1))?;
             }
-            self.store_bytes::<[Port; 2]>(h.l4, &[t.src.1, t.dst.1])?;
+            self.store_bytes::<[Port; 2]>(h.l4, &[src.1, dst.1])?;
         }
         Some(())
     }

@@ -90,7 +90,7 @@ impl Port {
 }
 
 /// What the packet logic needs of an address, whichever its family.
-pub trait Address: Copy + Eq + Hash + Default + fmt::Debug + Into<IpAddr> + 'static {
+pub trait Address: Copy + Eq + Hash + Default + fmt::Debug + Into<IpAddr> + FromBytes + 'static {
     /// The address as 32-bit words in memory order. IPv4 fills the first and leaves three zeros, which change
     /// neither a hash nor a checksum.
     fn words(&self) -> [u32; 4];

@@ -18,6 +18,8 @@
 //! egress, XDP applies both when it sends the packet out itself. Egress entries apply the source only. An entry
 //! with [`conn_flags::BOTH`] has both halves applied at its own hook (see there).
 
+use zerocopy::{FromBytes, IntoBytes as _};
+
 use super::{Address, Mac, Port};
 
 /// Which way a packet passes a device of the node.
@@ -32,7 +34,7 @@ pub enum Direction {
 
 /// Key of the connection table: the tuple of a packet, and the direction in which it passes.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes)]
 pub struct Tuple<A> {
     /// Source address.
     pub src: A,
@@ -146,17 +148,22 @@ pub struct Peer<A> {
 
 impl<A: Address> Tuple<A> {
     /// A tuple for lookups.
+    ///
+    /// Put together from words of 32 bits, as the kernel's hash reads it at once: a processor's load that takes in
+    /// several smaller stores has to wait for them.
     #[inline(always)]
     pub fn new(direction: Direction, protocol: u8, src: (A, Port), dst: (A, Port)) -> Self {
-        Self {
-            src: src.0,
-            dst: dst.0,
-            src_port: src.1,
-            dst_port: dst.1,
-            protocol,
-            direction: direction as u8,
-            pad: [0; 2],
-        }
+        let ([a, b, c, d], [e, f, g, h]) = (src.0.words(), dst.0.words());
+        let ([i, j], [k, l]) = (src.1.raw().to_ne_bytes(), dst.1.raw().to_ne_bytes());
+        let ports = u32::from_ne_bytes([i, j, k, l]);
+        let way = u32::from_ne_bytes([protocol, direction as u8, 0, 0]);
+        let words = if size_of::<A>() == 4 {
+            [a, e, ports, way, 0, 0, 0, 0, 0, 0]
+        } else {
+            [a, b, c, d, e, f, g, h, ports, way]
+        };
+        // There are as many bytes as the larger tuple has.
+        Self::read_from_prefix(words.as_bytes()).map_or_else(|_| Self::default(), |(tuple, _)| tuple)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::frontend::{self, Match, Origin};
 use super::parse::{Headers, Ip};
-use super::rewrite::{self, Macs, Translation};
-use super::{NOT_OURS, Progress, Step, Verdict, select};
+use super::rewrite::{self, Translation};
+use super::{Step, Verdict, done, not_ours, select};
 use crate::abi::{
     Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, adjacency_flags, backend_flags,
     config_flags, conn_flags, tcp_state,
@@ -18,9 +18,13 @@ const PORT_TRIES: u32 = 16;
 /// Whether a packet that hits an entry opens a new connection all the same: a SYN on a connection that has been
 /// closed, or whose backend no Service uses any more.
 #[inline(always)]
-pub fn starts_anew<F: Family, E: Tables<F>>(env: &E, known: &Connection<F::Addr>, headers: &Headers<F>) -> bool {
+pub fn starts_anew<F: Family, E: Tables<F>>(env: &E, entry: &E::Entry, headers: &Headers<F>) -> bool {
     const ALL: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::FIN | tcp_flags::RST;
-    if headers.tcp_flags & ALL != tcp_flags::SYN || known.flags & conn_flags::FORWARD == 0 {
+    if headers.tcp_flags & ALL != tcp_flags::SYN {
+        return false;
+    }
+    let known = entry.get();
+    if known.flags & conn_flags::FORWARD == 0 {
         return false;
     }
     known.state & (tcp_state::FIN | tcp_state::RST) != 0
@@ -36,12 +40,12 @@ pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
     env: &E,
     headers: &Headers<F>,
     entry: &<E as Tables<F>>::Entry,
-    known: Connection<F::Addr>,
 ) -> Step {
-    if matches!(P::HOOK, Hook::Xdp) && known.flags & conn_flags::NODE != 0 && known.ifindex != packet.ifindex() {
-        return Ok(NOT_OURS); // To be delivered by another device, which TC can do.
-    }
     let now = env.now();
+    let known: Connection<F::Addr> = entry.get();
+    if matches!(P::HOOK, Hook::Xdp) && known.flags & conn_flags::NODE != 0 && known.ifindex != packet.ifindex() {
+        return not_ours::<P, E>(env); // To be delivered by another device, which TC can do.
+    }
     let state = known.state | tcp_state::CONFIRMED | closing(headers.tcp_flags);
     // Written only when it changes: the cache line may be shared with another CPU.
     if now != known.last_seen || state != known.state {
@@ -52,13 +56,13 @@ pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
             && let Some(macs) = rewrite::macs(packet)
             && (macs.src != known.client_mac || packet.ifindex() != known.ifindex)
         {
-            learn::<F, E>(env, headers, &known, entry, macs.src, packet.ifindex());
+            learn::<F, E>(env, headers, entry, macs.src, packet.ifindex());
         }
-        if let Some(next) = next_hop::<F, P, E>(packet, env, headers, &known) {
-            return send::<F, P>(packet, headers, &known, next);
+        if address_frame::<F, P, E>(packet, env, headers, &known).is_some() {
+            return send::<F, P, E>(packet, env, headers, &entry.get());
         }
     }
-    hand_on::<F, P, E>(packet, env, headers, &known)
+    hand_on::<F, P, E>(packet, env, headers, &entry.get())
 }
 
 /// What became of a connection that a packet would open.
@@ -333,7 +337,7 @@ fn claim<E: Env>(env: &E, mut add: impl FnMut(&E, Port) -> Result<(), InsertErro
 /// Translates the packet and hands it on: to the node's stack, or out of the device, or, if a process of the node is
 /// at its other end, where that process's packets go and come from.
 #[inline(always)]
-fn hand_on<F: Ip, P: Packet, E: Tables<F>>(
+fn hand_on<F: Ip, P: Packet, E: Env + Tables<F>>(
     packet: &mut P,
     env: &E,
     headers: &Headers<F>,
@@ -342,17 +346,17 @@ fn hand_on<F: Ip, P: Packet, E: Tables<F>>(
     let mut t = Translation::of(headers);
     let both = known.flags & conn_flags::BOTH != 0;
     if matches!(P::HOOK, Hook::Egress) || both {
-        t.src = (known.src, known.src_port);
+        t.src = Some((known.src, known.src_port));
     }
     if !matches!(P::HOOK, Hook::Egress) || both {
-        t.dst = (known.dst, known.dst_port);
+        t.dst = Some((known.dst, known.dst_port));
     }
     packet.translate(&t).ok_or(DropReason::Malformed)?;
     let mut verdict = Verdict::Pass;
     if known.flags & conn_flags::NODE != 0 {
         match P::HOOK {
             Hook::Egress => {
-                let next = env.adjacency(known.adjacency).ok_or(DropReason::NoMasqueradeAddress)?;
+                let next = Tables::<F>::adjacency(env, known.adjacency).ok_or(DropReason::NoMasqueradeAddress)?;
                 packet.aim(next.ifindex);
                 verdict = Verdict::Output;
             }
@@ -366,59 +370,50 @@ fn hand_on<F: Ip, P: Packet, E: Tables<F>>(
             _ => {}
         }
     }
-    Ok(Progress::Done(verdict, Outcome::Translated))
+    done::<P, E>(env, verdict, Outcome::Translated)
 }
 
-/// Sends the packet out by the device that it came in by.
+/// Sends the packet, whose frame is addressed already, out by the device that it came in by.
 #[inline(always)]
-fn send<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, known: &Connection<F::Addr>, next: Macs) -> Step {
+fn send<F: Ip, P: Packet, E: Env>(packet: &mut P, env: &E, headers: &Headers<F>, known: &Connection<F::Addr>) -> Step {
     let mut t = Translation::of(headers);
-    t.src = (known.src, known.src_port);
-    t.dst = (known.dst, known.dst_port);
-    t.ttl = headers.ttl.wrapping_sub(1);
+    t.src = Some((known.src, known.src_port));
+    t.dst = Some((known.dst, known.dst_port));
+    t.hops = 1;
     packet.translate(&t).ok_or(DropReason::Malformed)?;
-    rewrite::link(packet, next.src, next.dst).ok_or(DropReason::Malformed)?;
-    Ok(Progress::Done(Verdict::Reflect, Outcome::Forwarded))
+    done::<P, E>(env, Verdict::Reflect, Outcome::Forwarded)
 }
 
-/// The link addresses to send a packet with, if it can leave by the device that it came in by, without the stack:
+/// Addresses the frame to the packet's next hop, if it can leave by the device that it came in by, without the stack:
 /// the backend's next hop, or on the way back the client's.
 #[inline(always)]
-fn next_hop<F: Ip, P: Packet, E: Tables<F>>(
-    packet: &P,
+fn address_frame<F: Ip, P: Packet, E: Tables<F>>(
+    packet: &mut P,
     env: &E,
     headers: &Headers<F>,
     known: &Connection<F::Addr>,
-) -> Option<Macs> {
-    if headers.ttl <= 1 || headers.tagged || known.flags & conn_flags::BOTH != 0 {
+) -> Option<()> {
+    if headers.tagged || known.flags & conn_flags::BOTH != 0 {
         return None;
     }
     if known.flags & conn_flags::FORWARD == 0 {
-        let own = rewrite::macs(packet)?.dst;
         let answered_here = known.ifindex == packet.ifindex() && known.client_mac != Mac::default();
-        return if answered_here {
-            Some(Macs {
-                dst: known.client_mac,
-                src: own,
-            })
-        } else {
-            None
-        };
+        if !answered_here || F::extent(packet, headers)?.hops <= 1 {
+            return None;
+        }
+        let own = rewrite::macs(packet)?.dst;
+        return rewrite::link(packet, own, known.client_mac);
     }
     if known.flags & conn_flags::LOCAL != 0 {
         return None;
     }
     let next = env.adjacency(known.adjacency)?;
-    if next.flags & adjacency_flags::FAST == 0
-        || next.ifindex != packet.ifindex()
-        || headers.ip_len > u32::from(next.mtu)
-    {
+    let extent = F::extent(packet, headers)?;
+    let is_reachable = next.flags & adjacency_flags::FAST != 0 && next.ifindex == packet.ifindex();
+    if !is_reachable || extent.len > u32::from(next.mtu) || extent.hops <= 1 {
         return None;
     }
-    Some(Macs {
-        dst: next.dst_mac,
-        src: next.src_mac,
-    })
+    rewrite::link(packet, next.src_mac, next.dst_mac)
 }
 
 /// The client is met by another next hop than before, or on another device: answer it there.
@@ -426,11 +421,11 @@ fn next_hop<F: Ip, P: Packet, E: Tables<F>>(
 fn learn<F: Ip, E: Env + Tables<F>>(
     env: &E,
     headers: &Headers<F>,
-    known: &Connection<F::Addr>,
     entry: &<E as Tables<F>>::Entry,
     client_mac: Mac,
     ifindex: u32,
 ) {
+    let known: Connection<F::Addr> = entry.get();
     entry.learn(client_mac, ifindex);
     if known.flags & conn_flags::SNAT != 0 {
         let back = Tuple::new(

@@ -5,8 +5,8 @@
 //! fragments (only the first has ports, and a datagram must not be split between two destinations), and headers that
 //! the packet does not hold.
 
-use super::reject;
-use crate::abi::{Direction, Family, Port, Tuple, V4, V6, protocol};
+use super::{Translation, reject};
+use crate::abi::{Addr6, Direction, Family, Port, Tuple, V4, V6, protocol};
 use crate::checksum::Delta;
 use crate::env::Packet;
 use crate::wire::{Be16, Ethernet, Extension, Ipv4, Ipv6, Tcp, Udp, Vlan, ethertype, next_header};
@@ -37,20 +37,23 @@ pub struct Headers<F: Family> {
     pub protocol: u8,
     /// Flags of TCP; 0 for others.
     pub tcp_flags: u8,
-    /// Hops left.
-    pub ttl: u8,
     /// Whether there are VLAN tags in the packet.
     pub tagged: bool,
     /// Offset of the IP header.
     pub l3: u32,
     /// Offset of the transport header.
     pub l4: u32,
-    /// Length of the IP packet by its own header, bytes.
-    pub ip_len: u32,
-    /// Checksum of the IPv4 header; unused for IPv6.
-    pub ip_check: Be16,
     /// Checksum of the transport header.
     pub check: Be16,
+}
+
+/// How far a packet may go, and how large it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Hops left.
+    pub hops: u8,
+    /// Length of the IP packet by its own header, bytes.
+    pub len: u32,
 }
 
 /// What differs between the families on the path of a packet.
@@ -58,16 +61,12 @@ pub trait Ip: Family {
     /// Reads the headers of a packet.
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>>;
 
-    /// Writes addresses, hops left and what checksum the IP header has. `delta` is of all that changes in it but
-    /// the hops.
-    fn write<P: Packet>(
-        packet: &mut P,
-        headers: &Headers<Self>,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        ttl: u8,
-        delta: Delta,
-    ) -> Option<()>;
+    /// Reads what forwarding a packet depends on.
+    fn extent<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Extent>;
+
+    /// Changes addresses, hops left and what checksum the IP header has. Returns the change of a checksum that
+    /// covers the addresses.
+    fn rewrite<P: Packet>(packet: &mut P, translation: &Translation<'_, Self>) -> Option<Delta>;
 
     /// Makes an ICMP message of a packet, see [`reject`].
     fn make_unreachable<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()>;
@@ -171,67 +170,47 @@ impl Ip for V4 {
         }
         let l4 = link.l3.wrapping_add(header_len);
         let transport = transport(packet, ip.protocol, l4)?;
+        let addresses: Ipv4 = packet.load(link.l3)?; // Read here, so that the kernel need not keep them meanwhile.
         Some(Headers {
-            src: ip.src,
-            dst: ip.dst,
+            src: addresses.src,
+            dst: addresses.dst,
             src_port: transport.src,
             dst_port: transport.dst,
             protocol: ip.protocol,
             tcp_flags: transport.tcp_flags,
-            ttl: ip.ttl,
             tagged: link.tagged,
             l3: link.l3,
             l4,
-            ip_len: u32::from(ip.total_len.get()),
-            ip_check: ip.check,
             check: transport.check,
         })
     }
 
     #[inline(always)]
-    fn write<P: Packet>(
-        packet: &mut P,
-        headers: &Headers<Self>,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        ttl: u8,
-        delta: Delta,
-    ) -> Option<()> {
-        let hops = |ttl: u8| u16::from_ne_bytes([ttl, headers.protocol]);
-        let check = delta.half_word(hops(headers.ttl), hops(ttl)).apply(headers.ip_check);
-        let tail = Ipv4Tail {
-            ttl,
-            protocol: headers.protocol,
-            check,
-            src: *src,
-            dst: *dst,
-        };
-        packet.store(headers.l3.wrapping_add(8), &tail)
+    fn extent<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Extent> {
+        let ip: Ipv4 = packet.load(headers.l3)?;
+        Some(Extent {
+            hops: ip.ttl,
+            len: u32::from(ip.total_len.get()),
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite<P: Packet>(packet: &mut P, translation: &Translation<'_, Self>) -> Option<Delta> {
+        let mut delta = Delta::default();
+        packet.update(translation.headers.l3, |ip: &mut Ipv4| {
+            let (src, dst) = translation.addresses(ip.src, ip.dst);
+            delta = delta.address(&ip.src, &src).address(&ip.dst, &dst);
+            ip.check = delta.first_byte_less(translation.hops).apply(ip.check);
+            ip.ttl = ip.ttl.wrapping_sub(translation.hops);
+            (ip.src, ip.dst) = (src, dst);
+        })?;
+        Some(delta)
     }
 
     #[inline(always)]
     fn make_unreachable<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
         reject::write_icmp_v4(packet, headers)
     }
-}
-
-/// The last 12 bytes of an IPv4 header: all that translation changes, in one store.
-#[repr(C)]
-#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
-struct Ipv4Tail {
-    ttl: u8,
-    protocol: u8,
-    check: Be16,
-    src: crate::abi::Addr4,
-    dst: crate::abi::Addr4,
-}
-
-/// The addresses of an IPv6 header.
-#[repr(C)]
-#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
-struct Ipv6Addresses {
-    src: crate::abi::Addr6,
-    dst: crate::abi::Addr6,
 }
 
 impl Ip for V6 {
@@ -248,36 +227,53 @@ impl Ip for V6 {
             skip_extensions(packet, ip.next_header, first)?
         };
         let transport = transport(packet, protocol, l4)?;
+        let addresses: Ipv6 = packet.load(link.l3)?; // Read here, so that the kernel need not keep them meanwhile.
         Some(Headers {
-            src: ip.src,
-            dst: ip.dst,
+            src: addresses.src,
+            dst: addresses.dst,
             src_port: transport.src,
             dst_port: transport.dst,
             protocol,
             tcp_flags: transport.tcp_flags,
-            ttl: ip.hop_limit,
             tagged: link.tagged,
             l3: link.l3,
             l4,
-            ip_len: u32::from(ip.payload_len.get()).wrapping_add(size_of::<Ipv6>() as u32),
-            ip_check: Be16::default(),
             check: transport.check,
         })
     }
 
     #[inline(always)]
-    fn write<P: Packet>(
-        packet: &mut P,
-        headers: &Headers<Self>,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        ttl: u8,
-        _delta: Delta,
-    ) -> Option<()> {
-        if ttl != headers.ttl {
-            packet.store(headers.l3.wrapping_add(7), &ttl)?;
+    fn extent<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Extent> {
+        let ip: Ipv6 = packet.load(headers.l3)?;
+        Some(Extent {
+            hops: ip.hop_limit,
+            len: u32::from(ip.payload_len.get()).wrapping_add(size_of::<Ipv6>() as u32),
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite<P: Packet>(packet: &mut P, translation: &Translation<'_, Self>) -> Option<Delta> {
+        // Address by address: the kernel has no registers for both at once.
+        const SRC: u32 = 8;
+        const DST: u32 = 24;
+        let l3 = translation.headers.l3;
+        let mut delta = Delta::default();
+        packet.update(l3.wrapping_add(DST), |dst: &mut Addr6| {
+            let new = translation.addresses(*dst, *dst).1;
+            delta = delta.address(dst, &new);
+            *dst = new;
+        })?;
+        packet.update(l3.wrapping_add(SRC), |src: &mut Addr6| {
+            let new = translation.addresses(*src, *src).0;
+            delta = delta.address(src, &new);
+            *src = new;
+        })?;
+        if translation.hops != 0 {
+            packet.update(l3, |ip: &mut Ipv6| {
+                ip.hop_limit = ip.hop_limit.wrapping_sub(translation.hops);
+            })?;
         }
-        packet.store(headers.l3.wrapping_add(8), &Ipv6Addresses { src: *src, dst: *dst })
+        Some(delta)
     }
 
     #[inline(always)]

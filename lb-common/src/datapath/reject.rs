@@ -11,10 +11,10 @@
 
 use super::parse::{self, Headers};
 use super::rewrite::{self, Macs};
-use super::{Ip, Progress, Step, Verdict};
+use super::{Ip, Step, Verdict, done};
 use crate::abi::{Addr6, Address, DropReason, Outcome, V4, V6};
 use crate::checksum::fold;
-use crate::env::Packet;
+use crate::env::{Env, Packet};
 use crate::wire::{Be16, Icmp, Ipv4, Ipv6, next_header};
 
 /// How much of the packet's transport header and payload goes back with the message, bytes: more than ports and
@@ -28,12 +28,12 @@ const TTL: u8 = 64;
 /// # Errors
 /// If the kernel gives no room for the message.
 #[inline(never)]
-pub(super) fn unreachable<F: Ip, P: Packet>(packet: &mut P) -> Step {
+pub(super) fn unreachable<F: Ip, P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let headers = parse::link(packet)
         .and_then(|link| F::parse(packet, &link))
         .ok_or(DropReason::Malformed)?;
     F::make_unreachable(packet, &headers).ok_or(DropReason::Malformed)?;
-    Ok(Progress::Done(Verdict::Reflect, Outcome::Rejected))
+    done::<P, E>(env, Verdict::Reflect, Outcome::Rejected)
 }
 
 /// Bytes of the IP packet that are quoted: an even number, so that the sum has whole words.
@@ -55,7 +55,7 @@ fn turn_around<P: Packet>(packet: &mut P, macs: Option<Macs>) -> Option<()> {
 #[inline(always)]
 pub(super) fn write_icmp_v4<P: Packet>(packet: &mut P, headers: &Headers<V4>) -> Option<()> {
     const ROOM: u32 = (size_of::<Ipv4>() + size_of::<Icmp>()) as u32;
-    let quote = quote_len(headers.l3, headers.l4, headers.ip_len);
+    let quote = quote_len(headers.l3, headers.l4, V4::extent(packet, headers)?.len);
     let macs = rewrite::macs(packet);
     packet.open(quote, ROOM)?;
     let mut icmp = Icmp {
@@ -94,7 +94,7 @@ pub(super) fn write_icmp_v4<P: Packet>(packet: &mut P, headers: &Headers<V4>) ->
 #[inline(always)]
 pub(super) fn write_icmp_v6<P: Packet>(packet: &mut P, headers: &Headers<V6>) -> Option<()> {
     const ROOM: u32 = (size_of::<Ipv6>() + size_of::<Icmp>()) as u32;
-    let quote = quote_len(headers.l3, headers.l4, headers.ip_len);
+    let quote = quote_len(headers.l3, headers.l4, V6::extent(packet, headers)?.len);
     let macs = rewrite::macs(packet);
     packet.open(quote, ROOM)?;
     let mut icmp = Icmp {

@@ -4,19 +4,19 @@ use super::parse::{Headers, Ip};
 use crate::abi::{Family, Mac, Port, protocol};
 use crate::checksum::Delta;
 use crate::env::Packet;
-use crate::wire::{Be16, TCP_CHECK_OFFSET, UDP_CHECK_OFFSET};
+use crate::wire::{Be16, TCP_CHECK_OFFSET, Tcp, UDP_CHECK_OFFSET, Udp};
 
 /// A change of a packet's tuple.
 #[derive(Clone, Copy, Debug)]
 pub struct Translation<'a, F: Family> {
     /// The packet as it is.
     pub headers: &'a Headers<F>,
-    /// New source.
-    pub src: (F::Addr, Port),
-    /// New destination.
-    pub dst: (F::Addr, Port),
-    /// Hops left afterwards: one less where we forward, which only XDP does.
-    pub ttl: u8,
+    /// New source; none where it stays.
+    pub src: Option<(F::Addr, Port)>,
+    /// New destination; none where it stays.
+    pub dst: Option<(F::Addr, Port)>,
+    /// Hops taken off, which must be left: one where we forward, which only XDP does.
+    pub hops: u8,
 }
 
 impl<'a, F: Family> Translation<'a, F> {
@@ -25,10 +25,39 @@ impl<'a, F: Family> Translation<'a, F> {
     pub fn of(headers: &'a Headers<F>) -> Self {
         Self {
             headers,
-            src: (headers.src, headers.src_port),
-            dst: (headers.dst, headers.dst_port),
-            ttl: headers.ttl,
+            src: None,
+            dst: None,
+            hops: 0,
         }
+    }
+
+    /// Source and destination afterwards.
+    #[inline(always)]
+    pub fn halves(&self) -> ((F::Addr, Port), (F::Addr, Port)) {
+        let h = self.headers;
+        (
+            self.src.unwrap_or((h.src, h.src_port)),
+            self.dst.unwrap_or((h.dst, h.dst_port)),
+        )
+    }
+
+    /// Addresses afterwards, of these before.
+    #[inline(always)]
+    pub(super) fn addresses(&self, src: F::Addr, dst: F::Addr) -> (F::Addr, F::Addr) {
+        (
+            self.src.map_or(src, |(addr, _)| addr),
+            self.dst.map_or(dst, |(addr, _)| addr),
+        )
+    }
+
+    /// Changes these ports. Returns the change of a checksum that covers the addresses, too.
+    #[inline(always)]
+    fn ports(&self, src: &mut Port, dst: &mut Port, addresses: Delta) -> Delta {
+        let new_src = self.src.map_or(*src, |(_, port)| port);
+        let new_dst = self.dst.map_or(*dst, |(_, port)| port);
+        let delta = addresses.port(*src, new_src).port(*dst, new_dst);
+        (*src, *dst) = (new_src, new_dst);
+        delta
     }
 
     /// Offset of the transport checksum in the packet.
@@ -49,36 +78,22 @@ impl<'a, F: Family> Translation<'a, F> {
     }
 }
 
-/// Both ports, as all transport headers begin.
-#[repr(C)]
-#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
-struct Ports {
-    src: Port,
-    dst: Port,
-}
-
 /// Translates a packet whose checksums are complete, by writing to it: XDP, and the host.
 ///
-/// (In TC they may be partial, to be finished by a device, or kept as a sum beside the packet: only the kernel's
-/// helpers know.)
+/// What is replaced is read again from the packet: kept from before the lookups, it would have to go by the kernel's
+/// stack. (In TC checksums may be partial, to be finished by a device, or kept as a sum beside the packet: only the
+/// kernel's helpers know.)
 #[inline(always)]
 pub fn direct<F: Ip, P: Packet>(packet: &mut P, t: &Translation<'_, F>) -> Option<()> {
-    let h = t.headers;
-    let addresses = Delta::default().address(&h.src, &t.src.0).address(&h.dst, &t.dst.0);
-    F::write(packet, h, &t.src.0, &t.dst.0, t.ttl, addresses)?;
-    packet.store(
-        h.l4,
-        &Ports {
-            src: t.src.1,
-            dst: t.dst.1,
-        },
-    )?;
-    let all = addresses.port(h.src_port, t.src.1).port(h.dst_port, t.dst.1);
-    // One store for each protocol: a constant offset, so that the bounds check is a comparison.
-    if h.protocol == protocol::TCP {
-        packet.store(h.l4.wrapping_add(TCP_CHECK_OFFSET), &all.apply(h.check))
+    let addresses = F::rewrite(packet, t)?;
+    if t.headers.protocol == protocol::TCP {
+        packet.update(t.headers.l4, |tcp: &mut Tcp| {
+            tcp.check = t.ports(&mut tcp.src, &mut tcp.dst, addresses).apply(tcp.check);
+        })
     } else {
-        packet.store(h.l4.wrapping_add(UDP_CHECK_OFFSET), &all.apply_udp(h.check))
+        packet.update(t.headers.l4, |udp: &mut Udp| {
+            udp.check = t.ports(&mut udp.src, &mut udp.dst, addresses).apply_udp(udp.check);
+        })
     }
 }
 
