@@ -254,7 +254,9 @@ impl Agent {
             local: local.clone(),
             object: None,
         };
-        let reconciler = Reconciler::restore(BpfMaps::open(pins)?, Arc::clone(&table), state)?;
+        let maps = BpfMaps::open(pins)?;
+        let collector = Collector::start(pins, maps.arrays())?;
+        let reconciler = Reconciler::restore(maps, Arc::clone(&table), state)?;
         Ok(Self {
             started: Instant::now(),
             source,
@@ -264,7 +266,7 @@ impl Agent {
             local,
             table,
             reconciler,
-            collector: Collector::start(pins)?,
+            collector,
             asked: HashMap::new(),
             waiting: true,
             problems: Vec::new(),

@@ -289,15 +289,15 @@ pub struct Pass {
     pub took: Duration,
 }
 
-/// Removes what is over. `deep` looks for entries without a primary one as well. `usable` tells whether a backend
-/// still serves: flows without a state of their own (UDP) to others are cut off, so that a client that never pauses
+/// Removes what is over. `deep` looks for entries without a primary one as well. `usable` tells whether a
+/// connection's backend still serves its Service: flows without a state of their own (UDP) to others are cut off, so that a client that never pauses
 /// does not talk to a pod that is gone.
 pub fn collect<A: Address>(
     table: &Table<A>,
     clock: &Clock,
     pressure: Pressure,
     deep: bool,
-    usable: impl Fn(u32) -> bool,
+    usable: impl Fn(&Connection<A>) -> bool,
 ) -> Result<Pass, MapsError> {
     let started = Instant::now();
     let now = clock.now();
@@ -310,7 +310,7 @@ pub fn collect<A: Address>(
             pass.entries += 1;
             let result = if is_primary(key, entry) {
                 pass.connections += 1;
-                let stale = key.protocol != protocol::TCP && !usable(entry.backend);
+                let stale = key.protocol != protocol::TCP && !usable(entry);
                 if !stale && idle(entry.last_seen) < floor_s(key.protocol, entry.state, pressure) {
                     continue;
                 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use lb_common::abi::{
-    AffinityMember, Backend, Config, FILTER_BUCKETS, Family, Frontend, FrontendKey, LpmKey, NODE_PORT_BITMAP_BYTES,
-    SourceRangeKey, V4, V6,
+    Addr4, Addr6, AffinityMember, Backend, Config, FILTER_BUCKETS, Family, Frontend, FrontendKey, LpmKey,
+    NODE_PORT_BITMAP_BYTES, SourceRangeKey, V4, V6,
 };
 
 use super::{FamilyContents, FamilyOp, Limits, MapContents, Maps, MapsError, Op};
@@ -144,7 +145,7 @@ impl<V: Plain> BpfMap<u32, V> {
 /// A family's maps.
 struct FamilyMaps<F: Family> {
     frontends: BpfMap<FrontendKey<F::Addr>, Frontend>,
-    backends: MappedArray<Backend<F::Addr>>,
+    backends: Arc<MappedArray<Backend<F::Addr>>>,
     backends_name: &'static str,
     source_ranges: BpfMap<SourceRangeKey<F::Addr>, u32>,
     pod_cidrs: BpfMap<LpmKey<F::Addr>, u32>,
@@ -155,7 +156,7 @@ struct FamilyMaps<F: Family> {
 pub struct BpfMaps {
     v4: FamilyMaps<V4>,
     v6: FamilyMaps<V6>,
-    maglev: MappedArray<u32>,
+    maglev: Arc<MappedArray<u32>>,
     affinity_members: BpfMap<AffinityMember, u32>,
     config: BpfMap<u32, Config>,
     filter: MappedArray<[u8; FILTER_BUCKETS]>,
@@ -189,12 +190,34 @@ impl BpfMaps {
                     "SERVICE_CIDRS_V6",
                 ],
             )?,
-            maglev: BpfMap::open(pins, "MAGLEV")?.map_memory()?,
+            maglev: Arc::new(BpfMap::open(pins, "MAGLEV")?.map_memory()?),
             affinity_members: BpfMap::open(pins, "AFFINITY_MEMBERS")?,
             config: BpfMap::open(pins, "CONFIG")?,
             filter: BpfMap::open(pins, "FILTER")?.map_memory()?,
             node_ports: BpfMap::open(pins, "NODE_PORTS")?.map_memory()?,
         })
+    }
+}
+
+/// The arrays that others of the agent read as well: mapped once, since what is mapped counts as the agent's memory.
+#[derive(Clone)]
+pub struct Arrays {
+    /// `MAGLEV`.
+    pub maglev: Arc<MappedArray<u32>>,
+    /// `BACKENDS_V4`.
+    pub backends_v4: Arc<MappedArray<Backend<Addr4>>>,
+    /// `BACKENDS_V6`.
+    pub backends_v6: Arc<MappedArray<Backend<Addr6>>>,
+}
+
+impl BpfMaps {
+    /// The arrays, for others to read.
+    pub fn arrays(&self) -> Arrays {
+        Arrays {
+            maglev: Arc::clone(&self.maglev),
+            backends_v4: Arc::clone(&self.v4.backends),
+            backends_v6: Arc::clone(&self.v6.backends),
+        }
     }
 }
 
@@ -269,7 +292,7 @@ impl<F: Family> FamilyMaps<F> {
     ) -> Result<Self, MapsError> {
         Ok(Self {
             frontends: BpfMap::open(pins, frontends)?,
-            backends: BpfMap::open(pins, backends)?.map_memory()?,
+            backends: Arc::new(BpfMap::open(pins, backends)?.map_memory()?),
             backends_name: backends,
             source_ranges: BpfMap::open(pins, source_ranges)?,
             pod_cidrs: BpfMap::open(pins, pod_cidrs)?,

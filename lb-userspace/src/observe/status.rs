@@ -60,7 +60,11 @@ pub struct Count {
 ///
 /// # Errors
 /// If they cannot be read.
-pub fn read(pins: &PinDir, agent: io::Result<State>) -> Result<Status, MapsError> {
+pub fn read(pins: &PinDir, mut agent: io::Result<State>) -> Result<Status, MapsError> {
+    if let Ok(agent) = &mut agent {
+        // They are for the other views.
+        agent.names.clear();
+    }
     let agent_error = agent.as_ref().err().map(ToString::to_string);
     Ok(Status {
         agent: agent.ok(),
