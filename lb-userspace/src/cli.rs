@@ -19,7 +19,6 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the node agent: load the data path and keep it equal to what Services say.
     Agent(Box<agent::Args>),
     /// Show what runs where on this node, how full the maps are, what was counted and what is wrong.
     Status(view::Args),
@@ -27,7 +26,6 @@ enum Command {
     Services(view::Args),
     /// Show the connections that are being translated.
     Flows(view::Args),
-    /// Remove all that is Fairway's from this node, and nothing else. Connections are lost.
     Cleanup(cleanup::Args),
     /// Print a script that completes these commands in a shell.
     ///

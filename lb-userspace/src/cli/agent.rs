@@ -19,6 +19,8 @@ use crate::maps::table::Sizes;
 use crate::sources::{kube, manifests};
 use crate::sys;
 
+/// Run the node agent: load the data path and keep it equal to what Services say.
+///
 /// Loads the programs, attaches them to the network devices of the network namespace that it runs in, and keeps their
 /// maps equal to what Services and EndpointSlices say.
 ///

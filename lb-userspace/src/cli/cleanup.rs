@@ -9,6 +9,8 @@ use crate::datapath::{attach, probe};
 use crate::netlink::{self, Watcher, network::Network};
 use crate::observe::state;
 
+/// Remove all that is Fairway's from this node, and nothing else. Connections are lost.
+///
 /// Removes the programs from their hooks, and the maps with everything in them. Network devices, routes, and what
 /// others have attached stay as they are. The agent must have ended before, and this must run in its network
 /// namespace.
