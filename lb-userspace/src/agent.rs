@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::datapath::attach::{self, Attacher};
 use crate::datapath::load;
 use crate::datapath::pin::PinDir;
+use crate::datapath::probe;
 use crate::desired::{self, LocalAddresses, NodeState};
 use crate::maps::bpf::{BpfMap, BpfMaps};
 use crate::maps::table::Sizes;
@@ -129,6 +130,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         hooks,
         sizes,
     } = settings;
+    probe::privilege()?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     std::fs::create_dir_all(pins.state_dir()).with_context(|| format!("make {}", pins.state_dir().display()))?;

@@ -71,6 +71,7 @@ enum Command {
     UpdateBatch = 26,
     DeleteBatch = 27,
     LinkUpdate = 29,
+    LinkDetach = 34,
     ObjPin = 6,
 }
 
@@ -202,6 +203,15 @@ pub fn replace_program(link: &impl AsFd, program: BorrowedFd<'_>) -> io::Result<
         ..Default::default()
     };
     bpf(Command::LinkUpdate, &mut attr).map(drop)
+}
+
+/// Detaches a link at once. Removing its pin alone lets the kernel do it a little later.
+pub fn detach_link(link: &impl AsFd) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr {
+        link_fd: raw(link),
+        ..Default::default()
+    };
+    bpf(Command::LinkDetach, &mut attr).map(drop)
 }
 
 /// What the kernel says of a link.

@@ -215,6 +215,10 @@ pub fn attach_xdp(ebpf: &mut Ebpf, pins: &PinDir, device: &Device, mode: XdpMode
         XdpMode::Off => false,
     };
     if !acceptable {
+        if let Ok(link) = sys::open_pinned(&path) {
+            // It fails if the device is gone, and then nothing is attached.
+            let _gone = sys::detach_link(&link);
+        }
         PinDir::unpin(&path)?;
     } else if take_over(&path, LINK_XDP, (device.index, None), program.fd()?.as_fd())? {
         return Ok(running);
