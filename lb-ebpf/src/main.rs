@@ -8,6 +8,7 @@
 //! | `env.rs` | the packet logic's environment on those maps |
 //! | `xdp.rs`, `tc.rs` | a packet, as XDP and TC see it, and the programs |
 //! | `socket.rs` | the programs for sockets |
+//! | `log.rs` | drops, told to the agent |
 #![no_std]
 #![no_main]
 #![deny(
@@ -22,6 +23,7 @@
 )]
 
 mod env;
+mod log;
 mod maps;
 mod socket;
 mod tc;

@@ -19,6 +19,7 @@ use lb_common::env::Packet;
 use lb_common::wire::{Be16, Ethernet, Wire};
 
 use crate::env::Kernel;
+use crate::log;
 use crate::maps::launder;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: since Linux 6.16 it keeps the sum beside the packet right when IPv6
@@ -205,6 +206,9 @@ fn run<const EGRESS: bool, const ETHERNET: bool>(ctx: &TcContext) -> i32 {
         aim: 0,
     };
     let verdict = datapath::run(&mut packet, &Kernel);
+    if let Verdict::Drop(reason) = verdict {
+        log::dropped(ctx, TcPacket::<EGRESS, ETHERNET>::HOOK, reason);
+    }
     act::<EGRESS>(verdict, packet.ifindex(), packet.aim)
 }
 

@@ -10,6 +10,7 @@ use lb_common::env::Packet;
 use lb_common::wire::{Be16, Wire};
 
 use crate::env::Kernel;
+use crate::log;
 use crate::maps::{CLOCK, launder};
 
 /// No header that we look for begins beyond this byte. A constant bound on offsets is what the verifier asks for.
@@ -88,8 +89,12 @@ fn fairway_xdp(ctx: XdpContext) -> u32 {
     match datapath::run(&mut XdpPacket { ctx: ctx.ctx }, &Kernel) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Reflect => xdp_action::XDP_TX,
-        // The last two are verdicts of TC.
-        Verdict::Drop(_) | Verdict::Deliver | Verdict::Output => xdp_action::XDP_DROP,
+        Verdict::Drop(reason) => {
+            log::dropped(&ctx, Hook::Xdp, reason);
+            xdp_action::XDP_DROP
+        }
+        // Verdicts of TC.
+        Verdict::Deliver | Verdict::Output => xdp_action::XDP_DROP,
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::datapath::attach::{self, Attacher};
-use crate::datapath::load;
+use crate::datapath::load::{self, Drops};
 use crate::datapath::pin::PinDir;
 use crate::datapath::probe;
 use crate::desired::{self, LocalAddresses, NodeState};
@@ -66,6 +66,8 @@ pub struct Settings {
     pub hooks: attach::Options,
     /// Sizes of maps.
     pub sizes: Sizes,
+    /// What is told of dropped packets.
+    pub drops: Drops,
 }
 
 /// Where objects come from.
@@ -129,6 +131,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         pins,
         hooks,
         sizes,
+        drops,
     } = settings;
     probe::privilege()?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
@@ -138,7 +141,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %node.node_name, pins = %pins.root().display(), "starting");
 
     same_namespace(&pins, &node.datapath)?;
-    let ebpf = load::load(&pins, &sizes)?;
+    let mut ebpf = load::load(&pins, &sizes, drops)?;
+    if drops == Drops::Logged {
+        load::log_drops(&mut ebpf)?;
+    }
     write_config(&pins, &node.datapath)?;
     let mut agent = Agent::start(Attacher::new(ebpf, pins.clone(), hooks), &pins, node, origin.name()).await?;
     agent.started = started;

@@ -90,6 +90,7 @@ impl Fairway {
     /// Loads the object with room for so many connection entries of either family.
     pub fn load(object: &[u8], connections: u32) -> Result<Self> {
         let mut loader = EbpfLoader::new();
+        loader.override_global("AYA_LOG_LEVEL", &0u8, true);
         for name in ["CONNECTIONS_V4", "CONNECTIONS_V6"] {
             loader.map_max_entries(name, connections);
         }

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::agent::{self, Origin};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
+use crate::datapath::load::Drops;
 use crate::datapath::pin::{self, PinDir};
 use crate::datapath::probe;
 use crate::desired::{LocalPods, NodePortAddresses, Settings};
@@ -88,6 +89,11 @@ pub struct Args {
     /// How XDP runs on uplinks.
     #[arg(long, value_enum, default_value_t, help_heading = "Hooks")]
     xdp: XdpMode,
+
+    /// Log every packet that is dropped, with hook (0 XDP, 1 TC ingress, 2 TC egress) and reason (the number that
+    /// docs/operations.md explains). They are counted in any case, see `fairway status`.
+    #[arg(long, help_heading = "Hooks")]
+    log_drops: bool,
 
     /// How TC programs are attached.
     #[arg(long, value_enum, default_value_t, help_heading = "Hooks")]
@@ -287,6 +293,7 @@ impl Args {
                 source_ranges: self.max_source_ranges,
                 sockets: self.max_sockets,
             },
+            drops: if self.log_drops { Drops::Logged } else { Drops::Counted },
         })
     }
 }

@@ -4,8 +4,11 @@ use std::io;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_log::EbpfLogger;
+use tokio::io::unix::AsyncFd;
 
 use super::pin::{PinDir, PinError};
 use super::probe::{self, Missing};
@@ -82,8 +85,41 @@ pub enum LoadError {
     },
 }
 
+/// What is told of dropped packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drops {
+    /// How many, by hook and reason.
+    Counted,
+    /// Each one, by the log as well ([`log_drops`]).
+    Logged,
+}
+
+/// Levels of aya-log, as the programs compare them.
+const LOG_NOTHING: u8 = 0;
+const LOG_ALL: u8 = u8::MAX;
+
+/// Writes what the programs tell of dropped packets to the log, until the agent ends.
+///
+/// # Errors
+/// If the programs' log cannot be opened.
+pub fn log_drops(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let logger = EbpfLogger::init(ebpf).context("open the log of the programs")?;
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; the logger owns its descriptor as long as it is waited for"
+    )]
+    let mut logger = AsyncFd::new(logger).context("wait for the log of the programs")?;
+    tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
+}
+
 /// Loads everything. Maps lie pinned afterwards; programs are in the kernel and attached nowhere.
-pub fn load(pins: &PinDir, sizes: &Sizes) -> Result<Ebpf, LoadError> {
+pub fn load(pins: &PinDir, sizes: &Sizes, drops: Drops) -> Result<Ebpf, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
@@ -99,6 +135,11 @@ pub fn load(pins: &PinDir, sizes: &Sizes) -> Result<Ebpf, LoadError> {
         loader.map_max_entries(spec.name, spec.entries);
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
+    let level = match drops {
+        Drops::Counted => LOG_NOTHING,
+        Drops::Logged => LOG_ALL,
+    };
+    loader.override_global("AYA_LOG_LEVEL", &level, true);
     let mut ebpf = loader.load(OBJECT)?;
     verify(&mut ebpf)?;
     Ok(ebpf)
