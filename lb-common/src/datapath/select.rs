@@ -1,7 +1,7 @@
 //! The choice of a backend: the one the client is pinned to, else the Maglev slot of the flow.
 
 use super::frontend::Client;
-use crate::abi::{AffinityEntry, AffinityKey, Backend, DropReason, Family, Frontend, frontend_flags};
+use crate::abi::{AffinityEntry, AffinityKey, Backend, DropReason, Family, Frontend, backend_flags, frontend_flags};
 use crate::env::{Env, Tables};
 
 /// A backend, chosen.
@@ -67,7 +67,7 @@ fn by_maglev<E: Env>(env: &E, offset: u32, size: u32, flow: u32) -> Result<u32, 
 #[inline(always)]
 fn live<F: Family, E: Tables<F>>(env: &E, id: u32) -> Result<Chosen<F>, DropReason> {
     match env.backend(id) {
-        Some(backend) if id != 0 && backend.port.get() != 0 => Ok(Chosen { id, backend }),
+        Some(backend) if id != 0 && backend.flags & backend_flags::LIVE != 0 => Ok(Chosen { id, backend }),
         _ => Err(DropReason::NoBackend),
     }
 }

@@ -110,6 +110,16 @@ fn dropped<F: Cast>() -> Vec<Scenario> {
             .packet(&Frame::tcp(client, vip, SYN))
             .dropped(DropReason::NoBackend)
             .done(),
+        Scene::<F>::new("A slot of a Maglev table that names a backend which no Service uses drops the packet.")
+            .frontend(F::VIP, HTTP, local_load_balancer(only(20)))
+            .given(|world| {
+                world.maglev.insert(20, 1);
+                let backend = F::maps_mut(world).backends.get_mut(&1).expect("the cast has it");
+                backend.flags &= !backend_flags::LIVE;
+            })
+            .packet(&Frame::tcp(client, vip, SYN))
+            .dropped(DropReason::NoBackend)
+            .done(),
         Scene::<F>::new("A slot of a Maglev table that names a backend without an address drops the packet.")
             .frontend(F::VIP, HTTP, local_load_balancer(only(20)))
             .given(|world| {
