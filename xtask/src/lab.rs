@@ -19,7 +19,7 @@ mod report;
 mod run;
 mod server;
 mod shell;
-mod wire;
+pub mod wire;
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -78,13 +78,17 @@ pub fn run(options: Options, fairway: Option<PathBuf>, workspace: &Path) -> anyh
             manifests,
             plain,
         } => {
-            let lab = Lab::up(&Setup {
+            let is_example = manifests.is_none() && !plain;
+            let mut lab = Lab::up(&Setup {
                 name,
                 network,
                 xtask: std::env::current_exe().context("find this program's own file")?,
                 fairway: if plain { None } else { fairway },
                 manifests: manifests.unwrap_or_else(|| workspace.join("examples/loadbalancer")),
             })?;
+            if is_example {
+                lab.wait_for_services(super::Form::LoadBalancer)?;
+            }
             let folder = lab.names().state_dir();
             println!(
                 "lab {} stands; its logs and manifests are in {}",

@@ -1,7 +1,7 @@
 //! What runs in each pod of the lab, in the place of an application: HTTP over TCP and an echo over UDP, on one
 //! port, in both families. Each answer says in JSON what the server saw of the request.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
@@ -50,7 +50,7 @@ fn echo(socket: &UdpSocket, pod: &str) {
     }
 }
 
-fn connection(stream: &TcpStream, pod: &str) -> io::Result<()> {
+fn connection(mut stream: &TcpStream, pod: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (source, destination) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
     let mut reader = BufReader::new(stream);
@@ -61,6 +61,7 @@ fn connection(stream: &TcpStream, pod: &str) -> io::Result<()> {
         }
         let request = request.trim_end().to_owned();
         let mut keep = request.ends_with("HTTP/1.1");
+        let mut length = 0;
         loop {
             let mut header = String::new();
             if reader.read_line(&mut header)? == 0 {
@@ -69,6 +70,9 @@ fn connection(stream: &TcpStream, pod: &str) -> io::Result<()> {
             let header = header.trim().to_ascii_lowercase();
             if header == "connection: close" {
                 keep = false;
+            }
+            if let Some(value) = header.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or(0);
             }
             if header.is_empty() {
                 break;
@@ -81,6 +85,14 @@ fn connection(stream: &TcpStream, pod: &str) -> io::Result<()> {
                 stream,
                 number("bytes=").unwrap_or(0),
                 number("rate=").unwrap_or(u64::MAX),
+            )?;
+        } else if path == "/upload" {
+            let right = upload(&mut reader, length)?;
+            let body = format!("{right} of {length} bytes are right\n");
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
             )?;
         } else {
             answer(
@@ -104,6 +116,27 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> io::Result<()> {
     let length = body.len();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all((head + &body).as_bytes())
+}
+
+/// Reads an upload, and counts the bytes that are what a download would have there.
+fn upload(reader: &mut impl Read, length: u64) -> io::Result<u64> {
+    let (mut right, mut position) = (0, 0);
+    let mut chunk = vec![0; 32 * 1024];
+    while position < length {
+        let wanted = (length - position).min(chunk.len() as u64) as usize;
+        let read = reader.read(&mut chunk[..wanted])?;
+        if read == 0 {
+            break;
+        }
+        let expected = (position..).map(download_byte);
+        right += chunk[..read]
+            .iter()
+            .zip(expected)
+            .filter(|(came, due)| *came == due)
+            .count() as u64;
+        position += read as u64;
+    }
+    Ok(right)
 }
 
 fn download(mut stream: &TcpStream, bytes: u64, rate: u64) -> io::Result<()> {
