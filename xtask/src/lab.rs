@@ -201,6 +201,7 @@ impl Lab {
         }
         for node in 0..NODES.len() {
             remove_dir(&names.pin_dir(node))?;
+            remove_dir(&names.agent_dir(node))?;
         }
         remove_dir(&names.state_dir())
     }

@@ -294,12 +294,13 @@ fn claim_reply<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr
         Err(InsertError::Full) => return Err(DropReason::TableFull),
         Err(InsertError::Exists) => {}
     }
-    let is_free = Tables::<F>::connection(env, &draft.reply_key).is_none_or(|entry| {
+    // By another frontend even one that has been closed: its last segments may be on their way, and the backend may
+    // still wait for them on that very port.
+    let is_same = Tables::<F>::connection(env, &draft.reply_key).is_none_or(|entry| {
         let other: Connection<F::Addr> = entry.get();
-        let is_same = other.src == draft.reply.src && other.src_port == draft.reply.src_port;
-        is_same || other.state & (tcp_state::FIN | tcp_state::RST) != 0
+        other.src == draft.reply.src && other.src_port == draft.reply.src_port
     });
-    if is_free {
+    if is_same {
         return Tables::<F>::put_connection(env, &draft.reply_key, &draft.reply).map_err(|_| DropReason::TableFull);
     }
     draft.reply.flags |= conn_flags::BOTH;

@@ -13,7 +13,7 @@
 //! the EndpointSlices in `examples/` name the pods by them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -234,6 +234,11 @@ impl Names {
     /// The pin directory of a node's agent.
     pub fn pin_dir(&self, node: usize) -> PathBuf {
         PathBuf::from(format!("/sys/fs/bpf/fairway-{}-{}", self.lab, NODES[node].name))
+    }
+
+    /// The folder of a node's agent, with its lock and its socket: named after its pins.
+    pub fn agent_dir(&self, node: usize) -> PathBuf {
+        Path::new("/run").join(self.pin_dir(node).file_name().unwrap_or_default())
     }
 
     /// The cgroup of a place, relative to the lab's own: pods are inside their node's.

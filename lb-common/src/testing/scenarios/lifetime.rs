@@ -193,10 +193,10 @@ fn collisions<F: Cast>() -> Vec<Scenario> {
             .seen(other.reply(), tcp_state::CONFIRMED)
             .done(),
         closed(collides(
-            "Where the first connection is closed, the second takes its place.",
+            "A closed connection keeps its port from the second: its last segments are on their way.",
         ))
-        .passes_as(&Frame::tcp(client, (F::POD_1, TARGET), SYN))
-        .recorded(&Flow::<F>::to(second, 1))
+        .passes_as(&Frame::tcp(inner, (F::POD_1, TARGET), SYN))
+        .recorded(&flow)
         .done(),
         {
             let taken = Flow {
