@@ -299,11 +299,11 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_source_with_another_port_is_wrong() {
+    fn a_kept_source_may_come_by_another_port() {
         let case = case(false, Place::Pod(1), Door::ClusterIp);
-        assert!(
-            case.judge(Network::Routed, &answer(&case, 2, "10.244.1.11:4001"))
-                .is_err()
+        assert_eq!(
+            case.judge(Network::Routed, &answer(&case, 2, "10.244.1.11:4001")),
+            Ok(Way::OtherNode)
         );
     }
 
