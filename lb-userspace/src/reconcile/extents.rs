@@ -73,7 +73,7 @@ impl Extents {
 
     /// An extent found in the maps in which this table lies already.
     pub(super) fn claim(&mut self, content: &Content, table: &[u32]) -> Option<BackendSet> {
-        let sets = self.unclaimed.get_mut(&fingerprint(table))?;
+        let sets = self.unclaimed.get_mut(&fingerprint(table, content.affinity))?;
         let index = sets.iter().position(|set| set.size as usize == table.len())?;
         let set = sets.swap_remove(index);
         self.used.insert(content.clone(), Extent { set, uses: 1 });
@@ -119,10 +119,10 @@ impl Extents {
     }
 }
 
-/// Tells tables apart.
-pub(super) fn fingerprint(table: &[u32]) -> u64 {
+/// Tells tables apart, and sets with members in `AFFINITY_MEMBERS` from those without.
+pub(super) fn fingerprint(table: &[u32], affinity: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    table.hash(&mut hasher);
+    (table, affinity).hash(&mut hasher);
     hasher.finish()
 }
 
