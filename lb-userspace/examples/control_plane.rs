@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use fairway::desired::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, Settings};
+use fairway::desired::{LocalAddresses, LocalPods, NodeState, Settings};
 use fairway::maps::{Limits, MapContents, Maps, MapsError, Op};
 use fairway::model::{
     Endpoint, EndpointSlice, IpFamily, ObjectKey, Policy, Protocol, Service, ServicePort, SlicePort, SourceRanges,
@@ -16,7 +16,6 @@ use fairway::model::{
 };
 use fairway::reconcile::{NoNextHops, Reconciler};
 use fairway::sources::Event;
-use lb_common::abi::Config;
 
 /// Maps of which only the Maglev tables are kept, as one array.
 struct Sink {
@@ -129,13 +128,11 @@ fn node() -> NodeState {
         settings: Settings {
             node_name: "node-0".into(),
             local_pods: LocalPods::Cidrs(vec!["10.0.0.0/24".parse().expect("a range")]),
-            node_port_addresses: NodePortAddresses::Primary,
-            service_cidrs: Vec::new(),
-            masquerade_all: false,
-            datapath: Config::default(),
+            ..Settings::default()
         },
         local: LocalAddresses::default(),
         object: None,
+        service_cidrs: None,
     }
 }
 
@@ -143,6 +140,7 @@ fn service(n: u32) -> Service {
     Service {
         key: ObjectKey::new("default", &format!("service-{n}")),
         created_s: 0,
+        proxy_name: None,
         standing: Standing::Served,
         cluster_ips: vec![IpAddr::from((0xac10_0000 + n).to_be_bytes())],
         external_ips: Vec::new(),

@@ -12,6 +12,7 @@
 
 mod collector;
 mod lock;
+mod retry;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -41,6 +42,7 @@ use crate::observe::state::{self, ServicePort, State};
 use crate::reconcile::{Reconciler, Report};
 use crate::sources::{Event, kube, manifests};
 use collector::Collector;
+use retry::Retry;
 
 /// What is wrong is looked for this often, whether or not anything was heard.
 const AUDIT: Duration = Duration::from_secs(60);
@@ -115,6 +117,7 @@ struct Agent {
     asked: HashMap<(u32, IpAddr), Instant>,
     waiting: bool,
     problems: Vec<Problem>,
+    retry: Retry,
     /// When unclaimed adjacencies of the agent before are to be dropped.
     claim_until: Option<Instant>,
 }
@@ -178,6 +181,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 source = self::source(&origin, &events, SOURCE_AGAIN);
             }
+            () = agent.retry.due() => agent.reconcile().await,
             _ = audit.tick() => agent.audit().await,
             _ = resolve.tick() => agent.resolve(true).await,
             _ = resolve_again.tick() => agent.resolve(false).await,
@@ -261,10 +265,12 @@ impl Agent {
             settings: node,
             local: local.clone(),
             object: None,
+            service_cidrs: None,
         };
         let maps = BpfMaps::open(pins)?;
-        let collector = Collector::start(pins, maps.arrays())?;
+        let arrays = maps.arrays();
         let reconciler = Reconciler::restore(maps, Arc::clone(&table), state)?;
+        let collector = Collector::start(pins, arrays, reconciler.serving())?;
         Ok(Self {
             started: Instant::now(),
             source,
@@ -278,6 +284,7 @@ impl Agent {
             asked: HashMap::new(),
             waiting: true,
             problems: Vec::new(),
+            retry: Retry::default(),
             claim_until: None,
         })
     }
@@ -295,14 +302,15 @@ impl Agent {
                 "the first complete lists are programmed"
             );
         }
-        if report.ops > 0 {
-            self.collector.look_now();
+        if report.flows_to_cut {
+            self.collector.cut_now();
         }
         self.tell_problems();
         self.resolve(false).await;
     }
 
-    fn done(&self, report: &Report, what: &'static str) {
+    fn done(&mut self, report: &Report, what: &'static str) {
+        self.retry.after(!report.failures.is_empty());
         if report.ops > 0 {
             debug!(services = report.services, changes = report.ops, "{what}");
         }

@@ -7,12 +7,14 @@
 
 pub mod clock;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Address, Connection, Direction, Port, Tuple, conn_flags, protocol, tcp_state};
+use lb_common::abi::{Address, Backend, Connection, Direction, Port, Tuple, conn_flags, protocol, tcp_state};
 
 use crate::maps::MapsError;
 use crate::maps::bpf::BpfMap;
+use crate::reconcile::Pair;
 use clock::Clock;
 
 /// The table of one family.
@@ -289,15 +291,26 @@ pub struct Pass {
     pub took: Duration,
 }
 
-/// Removes what is over. `deep` looks for entries without a primary one as well. `usable` tells whether a
-/// connection's backend still serves its Service: flows without a state of their own (UDP) to others are cut off, so that a client that never pauses
-/// does not talk to a pod that is gone.
+/// Whether a connection, given by its primary entry, is a UDP flow to a backend that no longer serves its Service port.
+/// TCP and SCTP connections end by themselves. `backend` is what `BACKENDS` holds under the flow's backend id now.
+pub fn is_cut<A: Address>(
+    key: &Tuple<A>,
+    entry: &Connection<A>,
+    backend: Option<Backend<A>>,
+    serving: &HashSet<Pair>,
+) -> bool {
+    let is_same = backend.is_some_and(|b| (b.addr, b.port) == (entry.dst, entry.dst_port));
+    key.protocol == protocol::UDP && !(is_same && serving.contains(&(entry.service_port, entry.backend)))
+}
+
+/// Removes what is over. `deep` looks for entries without a primary one as well. `is_cut` tells of a connection, by its
+/// primary entry, that it is to go whatever its age.
 pub fn collect<A: Address>(
     table: &Table<A>,
     clock: &Clock,
     pressure: Pressure,
     deep: bool,
-    usable: impl Fn(&Connection<A>) -> bool,
+    is_cut: impl Fn(&Tuple<A>, &Connection<A>) -> bool,
 ) -> Result<Pass, MapsError> {
     let started = Instant::now();
     let now = clock.now();
@@ -310,7 +323,7 @@ pub fn collect<A: Address>(
             pass.entries += 1;
             let result = if is_primary(key, entry) {
                 pass.connections += 1;
-                let stale = key.protocol != protocol::TCP && !usable(entry);
+                let stale = is_cut(key, entry);
                 if !stale && idle(entry.last_seen) < floor_s(key.protocol, entry.state, pressure) {
                     continue;
                 }

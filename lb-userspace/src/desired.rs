@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, IpFamily, Policy, Protocol, Service, Standing};
+use crate::model::{EndpointSlice, IpFamily, ObjectKind, Policy, Problem, Protocol, Service, Standing};
 
 /// What the data path should do for a Service.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Desired {
     pub cluster_ips: Vec<IpAddr>,
     /// What load balancers are told.
     pub health: Option<HealthCheck>,
+    /// What is wrong with the Service on this node.
+    pub problems: Vec<Problem>,
 }
 
 /// What the data path should do for a port of a Service in one family.
@@ -61,7 +63,7 @@ pub struct HealthCheck {
 /// What the data path should do for this Service, given its slices (in an order that does not change by itself).
 pub fn desired(service: &Service, slices: &[&EndpointSlice], node: &NodeView) -> Desired {
     let mut desired = Desired::default();
-    if service.standing != Standing::Served {
+    if service.standing != Standing::Served || service.proxy_name != node.proxy_name {
         return desired;
     }
     desired.cluster_ips.clone_from(&service.cluster_ips);
@@ -89,7 +91,34 @@ pub fn desired(service: &Service, slices: &[&EndpointSlice], node: &NodeView) ->
             local_endpoints: local_ready.iter().map(BTreeSet::len).max().unwrap_or(0),
         });
     }
+    desired.problems = own_addresses(service, node);
     desired
+}
+
+/// Addresses of the Service that are this node's own. They are served, as by kube-proxy, but what else listens on them
+/// should know.
+fn own_addresses(service: &Service, node: &NodeView) -> Vec<Problem> {
+    let fields = [
+        ("spec.clusterIPs", &service.cluster_ips),
+        ("status.loadBalancer.ingress", &service.load_balancer_ips),
+        ("spec.externalIPs", &service.external_ips),
+    ];
+    let listed = fields
+        .iter()
+        .flat_map(|(field, addrs)| addrs.iter().map(move |addr| (*field, addr)));
+    listed
+        .filter(|(_, addr)| node.has_address(addr))
+        .map(|(field, addr)| Problem {
+            kind: ObjectKind::Service,
+            object: service.key.clone(),
+            field: field.into(),
+            message: format!(
+                "{addr} is an address of node {} itself, whose processes get nothing any more on the Service's ports",
+                node.name
+            ),
+            remedy: "use an address that no node has, or make sure that nothing else listens on these ports".into(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The objects that the control plane works on: Services, EndpointSlices and Nodes, as light structs.
+//! The objects that the control plane works on: Services, EndpointSlices, Nodes and ServiceCIDRs, as light structs.
 //!
 //! They are converted once from the API's types (`From<&k8s_openapi::...>`), and hold only what decides about
 //! traffic: a slice of 100 endpoints takes a few kilobytes here and ten times that as API objects. A conversion
@@ -10,10 +10,12 @@ mod key;
 mod node;
 mod problem;
 mod service;
+mod service_cidr;
 mod slice;
 
 pub use key::{IpFamily, ObjectKey, Protocol};
 pub use node::Node;
 pub use problem::{ObjectKind, Problem};
 pub use service::{Policy, Service, ServicePort, SourceRanges, Standing};
+pub use service_cidr::{ServiceCidr, ranges_of};
 pub use slice::{Endpoint, EndpointSlice, Hints, SlicePort};

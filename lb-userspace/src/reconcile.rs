@@ -13,6 +13,7 @@ mod diff;
 mod extents;
 mod ids;
 mod lower;
+mod serving;
 mod snapshot;
 
 use std::collections::HashSet;
@@ -23,7 +24,8 @@ use lb_common::abi::BackendSet;
 
 use self::diff::{Stage, diff};
 use self::lower::Lowering;
-use self::snapshot::Snapshot;
+pub use self::serving::{Pair, Serving};
+use self::snapshot::{NodeNews, Snapshot};
 use crate::desired::{LocalAddresses, NodeState, NodeView, desired};
 use crate::maps::{FamilyOp, MapContents, Maps, MapsError, Op};
 use crate::model::{ObjectKey, Problem, Protocol};
@@ -65,6 +67,8 @@ pub struct Report {
     pub services: usize,
     /// Changes that were carried out.
     pub ops: usize,
+    /// A backend no longer serves a UDP port: flows to it are to be cut, see [`Reconciler::serving`].
+    pub flows_to_cut: bool,
     /// Changes that failed, or were put off since they build on one that did. They are tried again in the next run.
     pub failures: Vec<MapsError>,
 }
@@ -91,12 +95,13 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
     /// If a map cannot be read.
     pub fn restore(mut maps: M, next_hops: H, node: NodeState) -> Result<Self, MapsError> {
         let actual = maps.dump()?;
+        let with_members: HashSet<u32> = actual.affinity_members.iter().map(|member| member.offset).collect();
         let mut tables = Vec::new();
         let mut slots = Vec::new();
         for set in tables_in(&actual) {
             slots.clear();
             maps.read_maglev(set.offset, set.size, &mut slots)?;
-            tables.push((set, extents::fingerprint(&slots)));
+            tables.push((set, extents::fingerprint(&slots, with_members.contains(&set.offset))));
         }
         let lowering = Lowering::restore(&actual, tables.into_iter(), maps.limits(), node.settings.datapath);
         let mut reconciler = Self {
@@ -115,10 +120,12 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
 
     /// Takes news of objects. Cheap: the work is done by [`Self::reconcile`].
     pub fn take(&mut self, event: Event) {
-        if let Some(node) = self.snapshot.take(event) {
-            self.node.object = node;
-            self.node_changed();
+        match self.snapshot.take(event) {
+            Some(NodeNews::Object(node)) => self.node.object = node,
+            Some(NodeNews::ServiceCidrs(cidrs)) => self.node.service_cidrs = cidrs,
+            None => return,
         }
+        self.node_changed();
     }
 
     /// Takes the present addresses of the node's devices.
@@ -185,7 +192,10 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
 
     /// Carries out what the maps differ by, stage by stage.
     fn write(&mut self) -> Report {
-        let mut report = Report::default();
+        let mut report = Report {
+            flows_to_cut: self.lowering.shared.flows_to_cut,
+            ..Report::default()
+        };
         let mut missing = Missing::default();
         for stage in Stage::ALL {
             let failed = !report.failures.is_empty();
@@ -233,6 +243,11 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
     /// The ids of Service ports, as they stand in the maps.
     pub fn service_ports(&self) -> impl Iterator<Item = (u32, &ServicePortName)> {
         self.lowering.service_ports()
+    }
+
+    /// Who serves UDP ports, IPv4 and IPv6.
+    pub fn serving(&self) -> [Arc<Serving>; 2] {
+        self.lowering.serving()
     }
 
     /// The state of the node that is worked with.

@@ -6,6 +6,8 @@
 pub mod kube;
 pub mod manifests;
 
+use ipnet::IpNet;
+
 use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};
 
 /// What a source tells the control plane.
@@ -17,6 +19,8 @@ pub enum Event {
     EndpointSlices(Vec<EndpointSlice>),
     /// The own Node; `None` = it does not exist.
     Node(Option<Node>),
+    /// The ranges of all ServiceCIDR objects; `None` = they cannot be read.
+    ServiceCidrs(Option<Vec<IpNet>>),
     /// A Service was added or changed.
     Service(Service),
     /// A Service is gone.

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fairway::desired::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, Settings};
+use fairway::desired::{LocalAddresses, NodeState, Settings};
 use fairway::maps::fake::FakeMaps;
 use fairway::model::{EndpointSlice, Node, ObjectKey, Service};
 use fairway::reconcile::{NoNextHops, Reconciler};
 use fairway::sources::Event;
 use fairway::sources::kube::{Access, Options, run};
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
@@ -35,15 +37,22 @@ struct Source {
     services: BTreeMap<ObjectKey, Service>,
     slices: BTreeMap<ObjectKey, EndpointSlice>,
     node: Option<Node>,
+    service_cidrs: Option<Vec<IpNet>>,
     lists: usize,
 }
 
 impl Source {
     fn start(kubeconfig: PathBuf) -> Self {
+        Self::start_as(kubeconfig, None)
+    }
+
+    /// Starts as a proxy with a name.
+    fn start_as(kubeconfig: PathBuf, proxy_name: Option<&str>) -> Self {
         let (sender, events) = mpsc::channel(64);
         let options = Options {
             access: Access::Kubeconfig(kubeconfig),
             node_name: "node-1".into(),
+            proxy_name: proxy_name.map(Into::into),
         };
         let task = tokio::spawn(async move { run(options, sender).await.expect("the kubeconfig is right") });
         Self {
@@ -52,6 +61,7 @@ impl Source {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             node: None,
+            service_cidrs: None,
             lists: 0,
         }
     }
@@ -67,6 +77,7 @@ impl Source {
                 self.slices = list.into_iter().map(|slice| (slice.key.clone(), slice)).collect();
             }
             Event::Node(node) => self.node = node,
+            Event::ServiceCidrs(ranges) => self.service_cidrs = ranges,
             Event::Service(service) => {
                 self.services.insert(service.key.clone(), service);
             }
@@ -133,6 +144,7 @@ struct Cluster {
     services: Api<core::Service>,
     slices: Api<discovery::EndpointSlice>,
     nodes: Api<core::Node>,
+    service_cidrs: Api<networking::ServiceCIDR>,
 }
 
 impl Cluster {
@@ -141,6 +153,7 @@ impl Cluster {
             services: Api::default_namespaced(client.clone()),
             slices: Api::default_namespaced(client.clone()),
             nodes: Api::all(client.clone()),
+            service_cidrs: Api::all(client.clone()),
         }
     }
 
@@ -279,6 +292,59 @@ async fn objects_appear_change_and_go() {
         .until("both gone", |source| !source.has("both") && !source.has_slice("both-1"))
         .await;
     assert!(source.has("before") && source.has_slice("before-1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_with_a_name_is_told_of_the_services_given_to_it_and_no_others() {
+    let Some(server) = server("a_proxy_with_a_name_is_told_of_the_services_given_to_it_and_no_others") else {
+        return;
+    };
+    const LABEL: &str = "service.kubernetes.io/service-proxy-name";
+    let cluster = Cluster::of(&server.client().await);
+    for name in ["given", "plain", "others"] {
+        cluster.create_service(name).await;
+    }
+    cluster.label_service("given", LABEL, Some("fairway")).await;
+    cluster.label_service("others", LABEL, Some("another")).await;
+    let mut source = Source::start_as(server.kubeconfig(), Some("fairway"));
+    source.until_listed().await;
+    assert!(source.has("given") && !source.has("plain") && !source.has("others"));
+    cluster.label_service("plain", LABEL, Some("fairway")).await;
+    cluster.label_service("given", LABEL, None).await;
+    source
+        .until("the labels that changed", |source| {
+            source.has("plain") && !source.has("given")
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_cidrs_are_told_and_followed() {
+    let Some(server) = server("service_cidrs_are_told_and_followed") else {
+        return;
+    };
+    let cluster = Cluster::of(&server.client().await);
+    let mut source = Source::start(server.kubeconfig());
+    let ranges = |texts: &[&str]| -> Option<Vec<IpNet>> {
+        Some(texts.iter().map(|text| text.parse().expect("a range")).collect())
+    };
+    let before = ranges(&["172.30.0.0/16", "fd00:172:30::/112"]);
+    source
+        .until("the server's own ranges", |source| source.service_cidrs == before)
+        .await;
+    let more = serde_json::from_value(json!({
+        "metadata": {"name": "more"}, "spec": {"cidrs": ["172.31.0.0/24"]},
+    }))
+    .expect("it is a ServiceCIDR");
+    cluster
+        .service_cidrs
+        .create(&PostParams::default(), &more)
+        .await
+        .expect("a ServiceCIDR can be created");
+    let after = ranges(&["172.30.0.0/16", "172.31.0.0/24", "fd00:172:30::/112"]);
+    source
+        .until("a further range", |source| source.service_cidrs == after)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -456,14 +522,11 @@ fn reconciler() -> Reconciler<FakeMaps, NoNextHops> {
     let node = NodeState {
         settings: Settings {
             node_name: "node-1".into(),
-            local_pods: LocalPods::Unknown,
-            node_port_addresses: NodePortAddresses::Primary,
-            service_cidrs: Vec::new(),
-            masquerade_all: false,
-            datapath: lb_common::abi::Config::default(),
+            ..Settings::default()
         },
         local: LocalAddresses::default(),
         object: None,
+        service_cidrs: None,
     };
     Reconciler::restore(FakeMaps::default(), NoNextHops, node).expect("maps in memory can be read")
 }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use fairway::desired::{LocalAddresses, LocalPods, NodePortAddresses, NodeState, Settings};
+use fairway::desired::{LocalAddresses, LocalPods, NodeState, Settings};
 use fairway::maps::fake::FakeMaps;
 use fairway::reconcile::{NoNextHops, Reconciler};
 use fairway::sources::{Event, manifests};
@@ -35,25 +35,26 @@ fn lines(folder: &str) -> String {
         settings: Settings {
             node_name: "node-1".into(),
             local_pods: LocalPods::Cidrs(nets(&["10.1.0.0/24", "fd00:1::/64"])),
-            node_port_addresses: NodePortAddresses::Primary,
             service_cidrs,
-            masquerade_all: false,
             datapath: Config {
                 hz: 250,
                 snat_port_min: 61_000,
                 snat_port_max: 65_535,
                 ..Config::default()
             },
+            ..Settings::default()
         },
         local: LocalAddresses {
             all: addresses.clone(),
             primary: addresses,
         },
         object: None,
+        service_cidrs: None,
     };
     let mut reconciler = Reconciler::restore(FakeMaps::default(), NoNextHops, node).expect("fake maps can be read");
     let file_problems = objects.problems.clone();
     reconciler.take(Event::Node(objects.node));
+    reconciler.take(Event::ServiceCidrs(objects.service_cidrs));
     reconciler.take(Event::Problems(objects.problems));
     reconciler.take(Event::EndpointSlices(objects.slices));
     reconciler.take(Event::Services(objects.services));

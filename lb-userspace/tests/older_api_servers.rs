@@ -38,7 +38,9 @@ fn serve(mut connection: &TcpStream, streams: Streams) -> std::io::Result<()> {
         // No request has a body.
         while !lines.next().transpose()?.unwrap_or_default().is_empty() {}
         let has = |text: &str| request.contains(text);
-        let (status, body) = if has("sendInitialEvents=true") && streams == Streams::Refused {
+        let (status, body) = if has("/servicecidrs?") {
+            refusal(404, "NotFound", "the server could not find the requested resource")
+        } else if has("sendInitialEvents=true") && streams == Streams::Refused {
             refusal(422, "Invalid", "sendInitialEvents is forbidden for watch")
         } else if has("/services?") && has("fieldSelector=spec.clusterIP") && !has("sendInitialEvents") {
             refusal(400, "BadRequest", "field label not supported: spec.clusterIP")
@@ -97,10 +99,11 @@ async fn first_events(streams: Streams) -> Vec<String> {
     let options = Options {
         access: Access::Kubeconfig(kubeconfig.clone()),
         node_name: "node-1".into(),
+        proxy_name: None,
     };
     let task = tokio::spawn(run(options, sender));
     let mut said = Vec::new();
-    while said.len() < 3 {
+    while said.len() < 4 {
         let event = timeout(Duration::from_secs(40), events.recv())
             .await
             .expect("the lists come");
@@ -108,6 +111,7 @@ async fn first_events(streams: Streams) -> Vec<String> {
             Event::Services(list) => format!("Services {}", list.len()),
             Event::EndpointSlices(list) => format!("EndpointSlices {}", list.len()),
             Event::Node(node) => format!("Node {}", node.is_some()),
+            Event::ServiceCidrs(ranges) => format!("ServiceCIDRs {}", ranges.is_some()),
             other => panic!("unexpected: {other:?}"),
         });
     }
@@ -117,7 +121,7 @@ async fn first_events(streams: Streams) -> Vec<String> {
     said
 }
 
-const ALL: [&str; 3] = ["EndpointSlices 1", "Node false", "Services 1"];
+const ALL: [&str; 4] = ["EndpointSlices 1", "Node false", "ServiceCIDRs false", "Services 1"];
 
 #[tokio::test]
 async fn a_server_that_refuses_streams_and_field_selectors_is_asked_for_plain_lists() {

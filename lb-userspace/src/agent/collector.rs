@@ -1,27 +1,24 @@
 //! The thread that removes connections that are over.
 
-use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
 use std::time::Duration;
 
-use lb_common::abi::{
-    Addr4, Addr6, Address, Backend, BackendSet, Connection, Frontend, FrontendKey, backend_flags, protocol,
-};
+use lb_common::abi::{Addr4, Addr6, Address, Backend, Connection};
 use tracing::{debug, warn};
 
 use crate::connections::clock::Clock;
-use crate::connections::{Pass, Pressure, Table, collect};
+use crate::connections::{Pass, Pressure, Table, collect, is_cut};
 use crate::datapath::pin::PinDir;
 use crate::maps::MapsError;
 use crate::maps::bpf::{Arrays, BpfMap};
 use crate::observe::state::Connections;
+use crate::reconcile::Serving;
 use crate::sys::MappedArray;
 
 /// How often the tables are gone through, at most.
 const EVERY: Duration = Duration::from_secs(5);
-/// After changes of Services, so many changes are taken together.
-const SETTLE: Duration = Duration::from_millis(500);
 /// Passes take this part of the time at most.
 const SHARE: u32 = 20;
 /// Of so many passes one looks for entries that lost their connection.
@@ -38,14 +35,10 @@ impl Collector {
     ///
     /// # Errors
     /// If the maps cannot be opened.
-    pub fn start(pins: &PinDir, arrays: Arrays) -> Result<Self, MapsError> {
-        let Arrays {
-            maglev,
-            backends_v4,
-            backends_v6,
-        } = arrays;
-        let v4 = Side::open(pins, "CONNECTIONS_V4", "FRONTENDS_V4", backends_v4, Arc::clone(&maglev))?;
-        let v6 = Side::open(pins, "CONNECTIONS_V6", "FRONTENDS_V6", backends_v6, maglev)?;
+    pub fn start(pins: &PinDir, arrays: Arrays, serving: [Arc<Serving>; 2]) -> Result<Self, MapsError> {
+        let [serving_v4, serving_v6] = serving;
+        let v4 = Side::open(pins, "CONNECTIONS_V4", arrays.backends_v4, serving_v4)?;
+        let v6 = Side::open(pins, "CONNECTIONS_V6", arrays.backends_v6, serving_v6)?;
         let clock = Clock::measure(pins);
         let (wake, woken) = sync_channel(1);
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -60,8 +53,8 @@ impl Collector {
         Ok(Self { wake, seen })
     }
 
-    /// Has the tables gone through soon: backends may have gone.
-    pub fn look_now(&self) {
+    /// Has the tables gone through at once: a backend no longer serves.
+    pub fn cut_now(&self) {
         // If it is full it has been told already.
         let _told = self.wake.try_send(());
     }
@@ -72,65 +65,41 @@ impl Collector {
     }
 }
 
-/// The table of one family, and the maps that tell who serves what.
+/// The table of one family, and what tells who serves what.
 struct Side<A: Address> {
     table: Table<A>,
-    frontends: BpfMap<FrontendKey<A>, Frontend>,
     backends: Arc<MappedArray<Backend<A>>>,
-    maglev: Arc<MappedArray<u32>>,
+    serving: Arc<Serving>,
     pressure: Pressure,
     removed: u64,
 }
-
-/// Service ports without states of their own (UDP), with the backends that serve them.
-type Serving = HashSet<(u32, u32)>;
 
 impl<A: Address> Side<A> {
     fn open(
         pins: &PinDir,
         connections: &'static str,
-        frontends: &'static str,
         backends: Arc<MappedArray<Backend<A>>>,
-        maglev: Arc<MappedArray<u32>>,
+        serving: Arc<Serving>,
     ) -> Result<Self, MapsError> {
         Ok(Self {
             table: BpfMap::open(pins, connections)?,
-            frontends: BpfMap::open(pins, frontends)?,
             backends,
-            maglev,
+            serving,
             pressure: Pressure::None,
             removed: 0,
         })
     }
 
-    /// Who serves what now.
-    fn serving(&self) -> Result<Serving, MapsError> {
-        let mut serving = Serving::new();
-        let mut seen: HashSet<(u32, BackendSet)> = HashSet::new();
-        self.frontends.walk(|chunk| {
-            for (_, frontend) in chunk.iter().filter(|(key, _)| key.protocol != protocol::TCP) {
-                for set in [frontend.external, frontend.internal] {
-                    if seen.insert((frontend.service_port, set)) {
-                        let slots = set.offset..set.offset.saturating_add(set.size);
-                        let ids = slots.filter_map(|slot| self.maglev.get(slot as usize));
-                        serving.extend(ids.map(|id| (frontend.service_port, id)));
-                    }
-                }
-            }
-        })?;
-        Ok(serving)
-    }
-
-    /// One pass. `changed` says that Services have changed since the last one.
-    fn pass(&mut self, clock: &Clock, deep: bool, changed: bool) -> (Connections, Duration) {
-        let serving = changed.then(|| self.serving().ok()).flatten();
-        let usable = |connection: &Connection<A>| {
-            let backend = self.backends.get(connection.backend as usize);
-            let is_live = backend.is_some_and(|backend| backend.flags & backend_flags::LIVE != 0);
-            let serves = |all: &Serving| all.contains(&(connection.service_port, connection.backend));
-            is_live && serving.as_ref().is_none_or(serves)
+    /// One pass.
+    fn pass(&mut self, clock: &Clock, deep: bool) -> (Connections, Duration) {
+        let serving = self.serving.pairs();
+        let is_cut = |key: &_, entry: &_| {
+            let backend = |entry: &Connection<A>| self.backends.get(entry.backend as usize);
+            serving
+                .as_ref()
+                .is_some_and(|serving| is_cut(key, entry, backend(entry), serving))
         };
-        let pass = collect(&self.table, clock, self.pressure, deep, usable).unwrap_or_else(|error| {
+        let pass = collect(&self.table, clock, self.pressure, deep, is_cut).unwrap_or_else(|error| {
             warn!(%error, "connections that are over could not be removed");
             Pass::default()
         });
@@ -158,20 +127,18 @@ impl<A: Address> Side<A> {
 }
 
 fn run(mut v4: Side<Addr4>, mut v6: Side<Addr6>, clock: &Clock, woken: &Receiver<()>, seen: &Mutex<Vec<Connections>>) {
-    let mut pause = EVERY;
+    let mut rest = Duration::ZERO;
     for round in 1_u32.. {
-        let changed = match woken.recv_timeout(pause) {
-            Ok(()) => {
-                std::thread::sleep(SETTLE);
-                true
-            }
-            Err(RecvTimeoutError::Timeout) => false,
+        match woken.recv_timeout(EVERY.max(rest)) {
+            // Changes in quick succession are taken together, as far as the share asks for it.
+            Ok(()) => sleep(rest),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
-        };
+        }
         let deep = round.is_multiple_of(DEEP);
-        let (first, took4) = v4.pass(clock, deep, changed);
-        let (second, took6) = v6.pass(clock, deep, changed);
-        pause = EVERY.max((took4 + took6) * SHARE);
+        let (first, took4) = v4.pass(clock, deep);
+        let (second, took6) = v6.pass(clock, deep);
+        rest = (took4 + took6) * SHARE;
         *seen.lock().unwrap_or_else(PoisonError::into_inner) = vec![first, second];
     }
 }

@@ -47,14 +47,26 @@ pub struct Args {
     kubeconfig: Option<PathBuf>,
 
     /// The ranges of pod addresses: clients in them are pods, others are masqueraded on their way to a ClusterIP.
-    /// `node` stands for the ranges in the own Node object. Without it pods are not told from other clients.
-    #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Services")]
+    /// `node` stands for the ranges in the own Node object (`spec.podCIDRs`); with `none` pods are not told from
+    /// other clients.
+    #[arg(
+        long,
+        value_name = "CIDR,..|node|none",
+        value_delimiter = ',',
+        default_value = "node",
+        help_heading = "Services"
+    )]
     cluster_cidr: Vec<String>,
 
-    /// The ranges of ClusterIPs. Packets to an address in them that no Service has are dropped; with --manifests,
-    /// Services without a ClusterIP get one from them.
+    /// The ranges of ClusterIPs, where no ServiceCIDR objects say them. Packets to an address in them that no Service
+    /// has are dropped; with --manifests, Services without a ClusterIP get one from them.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Services")]
     service_cidrs: Vec<IpNet>,
+
+    /// Serve the Services that the label service.kubernetes.io/service-proxy-name gives to the proxy of this name, and
+    /// no others. [default: those without the label]
+    #[arg(long, value_name = "NAME", value_parser = label_value, help_heading = "Services")]
+    service_proxy_name: Option<String>,
 
     /// On which of the node's addresses NodePorts are served: on the `primary` one of each family, or on those in
     /// these ranges.
@@ -233,8 +245,10 @@ impl Args {
             PortRange(first, last)
         });
         let node_name: std::sync::Arc<str> = self.node_name.as_str().into();
+        let proxy_name: Option<std::sync::Arc<str>> = self.service_proxy_name.as_deref().map(Into::into);
         let node = Settings {
             node_name: node_name.clone(),
+            proxy_name: proxy_name.clone(),
             local_pods: local_pods(&self.cluster_cidr)?,
             node_port_addresses: self.nodeport_addresses.0,
             service_cidrs: self.service_cidrs.clone(),
@@ -260,6 +274,7 @@ impl Args {
             (None, Some(file)) => Origin::Api(kube::Options {
                 access: kube::Access::Kubeconfig(file),
                 node_name,
+                proxy_name,
             }),
             (None, None) => {
                 ensure!(
@@ -269,6 +284,7 @@ impl Args {
                 Origin::Api(kube::Options {
                     access: kube::Access::InCluster,
                     node_name,
+                    proxy_name,
                 })
             }
         };
@@ -298,13 +314,29 @@ impl Args {
     }
 }
 
+/// What the value of a label may be: a name that nothing can carry would serve no Service at all.
+fn label_value(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let ends =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    if ends && text.len() <= 63 && text.chars().all(inner) {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "it is not the value of a label: up to 63 letters, digits, `-`, `_` and `.`, the first and the last a \
+             letter or digit"
+                .into(),
+        )
+    }
+}
+
 fn half(wide: u64) -> u32 {
     u32::try_from(wide & u64::from(u32::MAX)).unwrap_or(0)
 }
 
 fn local_pods(ranges: &[String]) -> anyhow::Result<LocalPods> {
     match ranges {
-        [] => Ok(LocalPods::Unknown),
+        [only] if only == "none" => Ok(LocalPods::Unknown),
         [only] if only == "node" => Ok(LocalPods::OfNodeObject),
         ranges => ranges
             .iter()

@@ -2,11 +2,12 @@
 //!
 //! The rules are those of kube-proxy (`pkg/proxy/topology.go`, KEP-1669, KEP-2086, KEP-3015, KEP-4444).
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::NodeView;
-use crate::model::{Endpoint, EndpointSlice, Hints, IpFamily, ServicePort};
+use crate::model::{Endpoint, EndpointSlice, Hints, IpFamily, Protocol, ServicePort};
 
 /// The endpoints of a Service port in one family, sorted out by policy.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -17,6 +18,9 @@ pub struct Endpoints {
     pub local: Vec<DesiredBackend>,
     /// Addresses of the ready endpoints on this node.
     pub local_ready: BTreeSet<IpAddr>,
+    /// Of a UDP port: all endpoints that serve, whether new connections may go there or not. Flows to any of them are
+    /// kept, flows to others are cut. Empty for other protocols, whose connections end by themselves.
+    pub serving: Vec<DesiredBackend>,
 }
 
 /// An endpoint to which connections may go.
@@ -47,6 +51,8 @@ struct Candidate<'a> {
     addr: IpAddr,
     port: u16,
     rank: Rank,
+    serving: bool,
+    terminating: bool,
     local: bool,
     hints: Option<&'a Hints>,
 }
@@ -66,6 +72,11 @@ impl Endpoints {
             let of_rank = candidates.iter().filter(|c| c.rank == wanted);
             of_rank.filter(|c| keep(c)).map(backend).collect()
         };
+        let serving = if port.protocol == Protocol::Udp {
+            candidates.iter().filter(|c| c.serving).map(backend).collect()
+        } else {
+            Vec::new()
+        };
         let mut cluster = pick(Rank::Ready, &|c| preference.allows(c, node));
         if cluster.is_empty() {
             cluster = pick(Rank::Terminating, &|_| true);
@@ -79,14 +90,15 @@ impl Endpoints {
             cluster,
             local,
             local_ready,
+            serving,
         }
     }
 }
 
 /// The endpoints of all slices that have the port, each address and port once, in their order.
 ///
-/// If copies differ, the better one counts, since an address can be listed as going and, used again, as ready.
-/// Among equals one that is on this node makes the endpoint local.
+/// If copies differ, one that is not terminating counts, since an address of a pod that goes can be used again before
+/// the pod has gone; then the better one. Among equals one that is on this node makes the endpoint local.
 fn candidates<'a>(
     port: &ServicePort,
     family: IpFamily,
@@ -103,15 +115,18 @@ fn candidates<'a>(
                 addr: endpoint.addr,
                 port: slice_port.port,
                 rank: rank(endpoint),
+                serving: endpoint.serving || endpoint.ready,
+                terminating: endpoint.terminating,
                 local: endpoint.node.as_ref().is_some_and(|name| *name == node.name),
                 hints: endpoint.hints.as_deref(),
             }));
         }
     }
-    candidates.sort_by(|a, b| (a.addr, a.port, b.rank).cmp(&(b.addr, b.port, a.rank)));
+    candidates.sort_by_key(|c| (c.addr, c.port, c.terminating, Reverse(c.rank)));
     candidates.dedup_by(|copy, first| {
         let same = (copy.addr, copy.port) == (first.addr, first.port);
-        if same && copy.rank == first.rank {
+        if same && (copy.terminating, copy.rank) == (first.terminating, first.rank) {
+            first.serving |= copy.serving;
             first.local |= copy.local;
         }
         same

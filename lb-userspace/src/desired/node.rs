@@ -18,18 +18,23 @@ pub struct NodeState {
     pub local: LocalAddresses,
     /// The Node object.
     pub object: Option<Node>,
+    /// The ranges in the cluster's ServiceCIDR objects, if these can be read.
+    pub service_cidrs: Option<Vec<IpNet>>,
 }
 
 /// What is set when the agent is started.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Settings {
     /// The node's name.
     pub node_name: Arc<str>,
+    /// The name under which Services are given to this proxy; `None`: those that are given to none are ours.
+    pub proxy_name: Option<Arc<str>>,
     /// How pods of this node are told from other clients.
     pub local_pods: LocalPods,
     /// On which of the node's addresses NodePorts are served.
     pub node_port_addresses: NodePortAddresses,
-    /// The ranges that ClusterIPs are taken from; addresses in them that no Service owns are dropped.
+    /// The ranges that ClusterIPs are taken from; addresses in them that no Service owns are dropped. Used unless
+    /// [`NodeState::service_cidrs`] are known.
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
@@ -75,6 +80,8 @@ pub struct LocalAddresses {
 pub struct NodeView {
     /// The node's name.
     pub name: Arc<str>,
+    /// The name under which Services are given to this proxy.
+    pub proxy_name: Option<Arc<str>>,
     /// There is a Node object. Without one, hints of endpoints are ignored.
     pub known: bool,
     /// The node's zone.
@@ -119,13 +126,14 @@ impl NodeView {
         node_port_addresses.sort_unstable();
         Self {
             name: settings.node_name.clone(),
+            proxy_name: settings.proxy_name.clone(),
             known: object.is_some(),
             zone: object.and_then(|node| node.zone.clone()),
             addresses,
             primary,
             node_port_addresses,
             pod_cidrs,
-            service_cidrs: settings.service_cidrs.clone(),
+            service_cidrs: state.service_cidrs.as_ref().unwrap_or(&settings.service_cidrs).clone(),
             masquerade_all: settings.masquerade_all,
         }
     }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use lb_common::abi::{Config, frontend_flags as flags};
+use lb_common::abi::frontend_flags as flags;
 
 use super::*;
 use crate::model::{Endpoint, Hints, Node, ObjectKey, ServicePort, SlicePort, SourceRanges};
@@ -17,11 +17,7 @@ fn state() -> NodeState {
     NodeState {
         settings: Settings {
             node_name: "node-a".into(),
-            local_pods: LocalPods::Unknown,
-            node_port_addresses: NodePortAddresses::Primary,
-            service_cidrs: Vec::new(),
-            masquerade_all: false,
-            datapath: Config::default(),
+            ..Settings::default()
         },
         local: LocalAddresses {
             all: [
@@ -37,6 +33,7 @@ fn state() -> NodeState {
             primary: vec![ip("192.0.2.11"), ip("2001:db8::11")],
         },
         object: None,
+        service_cidrs: None,
     }
 }
 
@@ -55,6 +52,7 @@ fn service() -> Service {
     Service {
         key: ObjectKey::new("default", "web"),
         created_s: 0,
+        proxy_name: None,
         standing: Standing::Served,
         cluster_ips: vec![ip("172.30.0.41")],
         external_ips: Vec::new(),
@@ -288,5 +286,93 @@ fn health_checks_count_ready_local_endpoints_by_address() {
             node_port: 32_000,
             local_endpoints: 1
         })
+    );
+}
+
+/// An endpoint with these conditions: ready, serving, terminating.
+fn with_conditions(addr: &str, [ready, serving, terminating]: [bool; 3]) -> Endpoint {
+    Endpoint {
+        ready,
+        serving,
+        terminating,
+        ..endpoint(addr, "node-b")
+    }
+}
+
+#[test]
+fn of_copies_of_an_endpoint_one_that_is_not_terminating_counts() {
+    let going = with_conditions("10.180.1.1", [false, true, true]);
+    let starting = with_conditions("10.180.1.1", [false, false, false]);
+    assert_eq!(cluster(vec![going.clone()], &state()), ["10.180.1.1"]);
+    assert_eq!(cluster(vec![going.clone(), starting.clone()], &state()), [""; 0]);
+    assert_eq!(cluster(vec![starting, going.clone()], &state()), [""; 0]);
+    let ready = endpoint("10.180.1.1", "node-b");
+    assert_eq!(cluster(vec![going, ready], &state()), ["10.180.1.1"]);
+}
+
+#[test]
+fn flows_are_kept_to_every_endpoint_that_serves_a_udp_port_whatever_new_ones_do() {
+    let mut dns = service();
+    dns.internal_policy = Policy::Local;
+    dns.ports[0].protocol = Protocol::Udp;
+    let mut slice = slice(vec![
+        endpoint("10.180.0.1", "node-a"),
+        with_conditions("10.180.1.1", [true, true, false]),
+        with_conditions("10.180.1.2", [false, true, true]),
+        with_conditions("10.180.1.3", [false, true, false]),
+        with_conditions("10.180.1.4", [false, false, true]),
+        with_conditions("10.180.1.5", [false, false, false]),
+    ]);
+    slice.ports[0].protocol = Protocol::Udp;
+    let serving = |service: &Service, slice: &EndpointSlice| -> Vec<String> {
+        let desired = desired(service, &[slice], &NodeView::new(&state()));
+        let serving = &desired.ports[0].endpoints.serving;
+        serving.iter().map(|backend| backend.addr.to_string()).collect()
+    };
+    assert_eq!(
+        serving(&dns, &slice),
+        ["10.180.0.1", "10.180.1.1", "10.180.1.2", "10.180.1.3"]
+    );
+    slice.ports[0].protocol = Protocol::Tcp;
+    dns.ports[0].protocol = Protocol::Tcp;
+    assert_eq!(serving(&dns, &slice), [""; 0], "TCP connections end by themselves");
+}
+
+#[test]
+fn a_proxy_with_a_name_serves_the_services_given_to_it_and_no_others() {
+    let mut named = state();
+    named.settings.proxy_name = Some("fairway".into());
+    let mut given = service();
+    given.proxy_name = Some("fairway".into());
+    let mut of_another = service();
+    of_another.proxy_name = Some("other".into());
+    let is_served = |service: &Service, state: &NodeState| !frontends(service, state).is_empty();
+    assert!(is_served(&service(), &state()) && is_served(&given, &named));
+    assert!(!is_served(&service(), &named) && !is_served(&given, &state()));
+    assert!(!is_served(&of_another, &named) && !is_served(&of_another, &state()));
+}
+
+#[test]
+fn the_ranges_of_service_cidr_objects_come_before_those_that_were_set() {
+    let mut state = state();
+    state.settings.service_cidrs = vec![net("10.96.0.0/16")];
+    assert_eq!(NodeView::new(&state).service_cidrs, [net("10.96.0.0/16")]);
+    state.service_cidrs = Some(vec![net("172.30.0.0/16")]);
+    assert_eq!(NodeView::new(&state).service_cidrs, [net("172.30.0.0/16")]);
+}
+
+#[test]
+fn an_address_that_is_the_nodes_own_is_served_and_reported() {
+    let mut web = service();
+    web.external_ips = vec![ip("198.51.100.11"), ip("203.0.113.7")];
+    let served = frontends(&web, &state());
+    assert!(served.iter().any(|frontend| frontend.addr == ip("198.51.100.11")));
+    let problems = desired(&web, &[], &NodeView::new(&state())).problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].field, "spec.externalIPs");
+    assert!(
+        problems[0]
+            .message
+            .starts_with("198.51.100.11 is an address of node node-a")
     );
 }

@@ -13,6 +13,8 @@ pub enum ObjectKind {
     EndpointSlice,
     /// A Node.
     Node,
+    /// A ServiceCIDR.
+    ServiceCidr,
     /// A manifest file; its path is the name.
     File,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::File => "file",
         })
     }

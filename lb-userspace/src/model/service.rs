@@ -14,7 +14,10 @@ pub struct Service {
     pub key: ObjectKey,
     /// When it was created, Unix seconds. Where two Services claim one address and port, the older one has it.
     pub created_s: i64,
-    /// Whether it is ours to serve.
+    /// The proxy that it is given to by the label `service.kubernetes.io/service-proxy-name`; `None` = the cluster's
+    /// default one.
+    pub proxy_name: Option<Arc<str>>,
+    /// Whether there is anything to serve.
     pub standing: Standing,
     /// Its ClusterIPs, at most one of each family. A family without one is a family without the Service.
     pub cluster_ips: Vec<IpAddr>,
@@ -38,7 +41,7 @@ pub struct Service {
     pub problems: Vec<Problem>,
 }
 
-/// Whether a Service is ours to serve, and if not, why.
+/// Whether a Service has anything to serve, and if not, why.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Standing {
     /// It is served.
@@ -47,8 +50,6 @@ pub enum Standing {
     Headless,
     /// It is only a name.
     ExternalName,
-    /// The label `service.kubernetes.io/service-proxy-name` gives it to another proxy.
-    OtherProxy,
 }
 
 /// Which endpoints may be chosen.

@@ -14,6 +14,7 @@ use lb_common::abi::{AffinityMember, BackendSet, Config, V4, V6, config_flags};
 
 use super::extents::{Content, Extents};
 use super::ids::Names;
+use super::serving::Serving;
 use super::{NextHops, ServicePortName};
 use crate::desired::{Desired, DesiredPort, NodeView};
 use crate::maglev;
@@ -35,8 +36,6 @@ pub(super) struct Lowering {
     pub(super) shared: Shared,
     /// What each Service has in the maps.
     holdings: HashMap<ObjectKey, Holdings>,
-    /// Services for which there was no room.
-    short: HashMap<ObjectKey, Problem>,
     node: NodeView,
 }
 
@@ -54,6 +53,8 @@ pub(super) struct Shared {
     pub(super) touched_node_ports: BTreeSet<u16>,
     /// Anything may.
     pub(super) everything: bool,
+    /// A backend no longer serves a UDP port.
+    pub(super) flows_to_cut: bool,
     names: Names<ServicePortName>,
 }
 
@@ -64,6 +65,7 @@ struct Holdings {
     v4: family::Holdings<V4>,
     v6: family::Holdings<V6>,
     tables: Vec<Content>,
+    problems: Vec<Problem>,
 }
 
 impl Lowering {
@@ -96,10 +98,10 @@ impl Lowering {
                 touched_filter: BTreeSet::new(),
                 touched_node_ports: BTreeSet::new(),
                 everything: true,
+                flows_to_cut: false,
                 names: Names::restore(SERVICE_PORTS, ids),
             },
             holdings: HashMap::new(),
-            short: HashMap::new(),
             node: NodeView::default(),
         }
     }
@@ -118,8 +120,8 @@ impl Lowering {
     /// Puts a new version of a Service in place of the old one; without one the Service is gone.
     pub(super) fn service(&mut self, key: &ObjectKey, new: Option<(&Service, &Desired)>, next_hops: &impl NextHops) {
         let mut holdings = Holdings::default();
-        self.short.remove(key);
         if let Some((service, desired)) = new {
+            holdings.problems.clone_from(&desired.problems);
             for port in &desired.ports {
                 self.port(service, port, &mut holdings);
             }
@@ -217,8 +219,7 @@ impl Lowering {
             IpFamily::V6 => family::frontends(service, port, id, places, &mut holdings.v6),
         }
         if let Some(map) = short {
-            self.short
-                .insert(service.key.clone(), no_room(&service.key, &port.name, map));
+            holdings.problems.push(no_room(&service.key, &port.name, map));
         }
     }
 
@@ -291,6 +292,7 @@ impl Lowering {
         shared.touched_filter.clear();
         shared.touched_node_ports.clear();
         shared.everything = false;
+        shared.flows_to_cut = false;
         self.v4.settle();
         self.v6.settle();
     }
@@ -316,10 +318,18 @@ impl Lowering {
         );
     }
 
-    /// Services that do not get what they ask for: the room is short, or another one has it.
+    /// What is wrong with Services here: the room is short, or an address is another's.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
-        let short = self.short.values().cloned();
-        short.chain(self.v4.conflicts()).chain(self.v6.conflicts())
+        let own = self
+            .holdings
+            .values()
+            .flat_map(|holdings| holdings.problems.iter().cloned());
+        own.chain(self.v4.conflicts()).chain(self.v6.conflicts())
+    }
+
+    /// Who serves UDP ports, by family.
+    pub(super) fn serving(&self) -> [Arc<Serving>; 2] {
+        [self.v4.serving(), self.v6.serving()]
     }
 
     pub(super) fn service_ports(&self) -> impl Iterator<Item = (u32, &ServicePortName)> {

@@ -3,8 +3,17 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};
 use crate::sources::Event;
+
+/// What decides about every Service.
+#[derive(Debug)]
+pub(super) enum NodeNews {
+    Object(Option<Node>),
+    ServiceCidrs(Option<Vec<IpNet>>),
+}
 
 /// The objects as they are now.
 #[derive(Debug, Default)]
@@ -21,8 +30,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes news. Tells the Node if it is about that.
-    pub(super) fn take(&mut self, event: Event) -> Option<Option<Node>> {
+    /// Takes news of objects. Gives back what is about the node.
+    pub(super) fn take(&mut self, event: Event) -> Option<NodeNews> {
         match event {
             Event::Services(services) => {
                 self.services_known = true;
@@ -51,7 +60,8 @@ impl Snapshot {
             Event::EndpointSlice(slice) => self.put_slice(slice),
             Event::EndpointSliceGone(key) => self.drop_slice(&key),
             Event::Problems(problems) => self.origin_problems = problems,
-            Event::Node(node) => return Some(node),
+            Event::Node(node) => return Some(NodeNews::Object(node)),
+            Event::ServiceCidrs(cidrs) => return Some(NodeNews::ServiceCidrs(cidrs)),
         }
         None
     }

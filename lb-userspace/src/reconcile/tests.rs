@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use lb_common::abi::{Config, FrontendKey, Port, backend_flags};
 
 use super::*;
-use crate::desired::{LocalPods, NodePortAddresses, Settings};
+use crate::desired::{LocalPods, Settings};
 use crate::maps::fake::{FakeMaps, FaultyMaps};
 use crate::maps::{FamilyOp, Limits};
 use crate::model::{
@@ -17,21 +17,21 @@ fn node() -> NodeState {
         settings: Settings {
             node_name: "node-a".into(),
             local_pods: LocalPods::Cidrs(vec!["10.180.0.0/24".parse().expect("range")]),
-            node_port_addresses: NodePortAddresses::Primary,
             service_cidrs: vec!["172.30.0.0/16".parse().expect("range")],
-            masquerade_all: false,
             datapath: Config {
                 hz: 250,
                 snat_port_min: 61_000,
                 snat_port_max: 65_535,
                 ..Config::default()
             },
+            ..Settings::default()
         },
         local: LocalAddresses {
             all: vec!["192.0.2.11".parse().expect("address")],
             primary: vec!["192.0.2.11".parse().expect("address")],
         },
         object: None,
+        service_cidrs: None,
     }
 }
 
@@ -39,6 +39,7 @@ fn service(name: &str, cluster_ip: &str, node_port: u16) -> Service {
     Service {
         key: ObjectKey::new("default", name),
         created_s: 0,
+        proxy_name: None,
         standing: Standing::Served,
         cluster_ips: vec![cluster_ip.parse().expect("address")],
         external_ips: Vec::new(),
@@ -481,4 +482,39 @@ mod properties {
             prop_assert_eq!(behaviour(&reconciler.maps().maps), behaviour(fresh.maps()));
         }
     }
+}
+
+#[test]
+fn flows_are_cut_when_a_backend_stops_serving_a_udp_port_and_not_before() {
+    let udp = |addrs: &[&str]| {
+        let mut slice = slice("dns", addrs);
+        slice.ports[0].protocol = Protocol::Udp;
+        slice
+    };
+    let mut dns = service("dns", "172.30.0.43", 0);
+    dns.ports[0].protocol = Protocol::Udp;
+    let pairs = |fake: &Fake| fake.serving()[0].pairs().map(|pairs| pairs.len());
+
+    let waiting = Reconciler::restore(FakeMaps::default(), NoNextHops, node()).expect("fake maps can be read");
+    assert_eq!(pairs(&waiting), None, "nothing is known yet, so nothing may be cut");
+
+    let mut fake = start(
+        FakeMaps::default(),
+        &[dns.clone()],
+        &[udp(&["10.180.0.1", "10.180.1.1"])],
+    );
+    assert_eq!(pairs(&fake), Some(2));
+    fake.take(Event::EndpointSlice(udp(&["10.180.0.1", "10.180.1.1", "10.180.1.2"])));
+    assert!(!fake.reconcile().flows_to_cut, "one has come");
+    fake.take(Event::EndpointSlice(udp(&["10.180.0.1", "10.180.1.2"])));
+    assert!(fake.reconcile().flows_to_cut, "one has gone");
+    assert_eq!(pairs(&fake), Some(2));
+    assert!(!fake.reconcile().flows_to_cut);
+
+    dns.internal_policy = Policy::Local;
+    fake.take(Event::Service(dns.clone()));
+    assert!(!fake.reconcile().flows_to_cut, "policies decide about new flows only");
+    fake.take(Event::ServiceGone(dns.key.clone()));
+    assert!(fake.reconcile().flows_to_cut, "nobody serves a Service that is gone");
+    assert_eq!(pairs(&fake), Some(0));
 }

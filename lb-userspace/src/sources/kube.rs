@@ -1,13 +1,14 @@
 //! The Kubernetes API as the source of objects.
 //!
-//! Three tasks follow the Services, the EndpointSlices and the own Node ([`follow`]). Each converts what it receives at
+//! Four tasks follow the Services, the EndpointSlices, the ServiceCIDRs and the own Node ([`follow`]). Each converts what it receives at
 //! once into the light structs of [`crate::model`] and keeps nothing, so a cluster with hundreds of thousands of
 //! endpoints exists once in the agent, not twice.
 //!
 //! ```text
 //! API ── Services ───────┐
 //!     ── EndpointSlices ─┼─► held until both lists are complete ─► events
-//!     ── own Node ───────┘
+//!     ── own Node ───────┤
+//!     ── ServiceCIDRs ───┘
 //! ```
 //!
 //! What is none of ours is left out by the server: headless Services, those of another proxy, and slices of headless
@@ -33,9 +34,9 @@ use tokio::time::{Instant, timeout_at};
 use super::Event;
 use contact::Contact;
 use follow::follow;
-use kinds::{EndpointSlices, OwnNode, Services};
+use kinds::{EndpointSlices, OwnNode, ServiceCidrs, Services};
 
-/// How long the first lists wait for the own Node: it decides about zones only, and may not exist.
+/// How long the first lists wait for the own Node and the ServiceCIDRs, which may not exist.
 const WAIT_FOR_NODE: Duration = Duration::from_secs(2);
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +53,8 @@ pub struct Options {
     pub access: Access,
     /// Name of the own Node.
     pub node_name: Arc<str>,
+    /// The name under which Services are given to this proxy; `None`: ours are those that are given to none.
+    pub proxy_name: Option<Arc<str>>,
 }
 
 /// How to reach the API.
@@ -111,8 +114,8 @@ pub async fn client(access: &Access) -> Result<Client, Error> {
 
 /// Sends what the API holds, then every change, until the receiver is dropped.
 ///
-/// Nothing is sent before the Services and the EndpointSlices have been listed completely. The own Node comes before
-/// them if the API tells it in time.
+/// Nothing is sent before the Services and the EndpointSlices have been listed completely. The own Node and the
+/// ServiceCIDRs come before them if the API tells them in time.
 ///
 /// # Errors
 /// If the configuration cannot be read or used. A server that does not answer is waited for.
@@ -123,15 +126,18 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>) -> Result<(), Er
 
     // Aborts the tasks when this function ends, or is dropped.
     let mut tasks = JoinSet::new();
-    tasks.spawn(follow(Services, client.clone(), Arc::clone(&contact), news.clone()));
-    tasks.spawn(follow(
-        EndpointSlices,
-        client.clone(),
-        Arc::clone(&contact),
-        news.clone(),
-    ));
-    let node = OwnNode::new(options.node_name);
-    tasks.spawn(follow(node, client, contact, news));
+    macro_rules! follow {
+        ($kind:expr) => {
+            tasks.spawn(follow($kind, client.clone(), Arc::clone(&contact), news.clone()))
+        };
+    }
+    follow!(OwnNode::new(options.node_name));
+    follow!(ServiceCidrs::default());
+    follow!(EndpointSlices);
+    follow!(Services {
+        proxy_name: options.proxy_name
+    });
+    drop(news);
 
     // Fails only when nobody listens any more.
     let _ = pass_on(inbox, &events).await;
@@ -146,7 +152,11 @@ async fn pass_on(mut inbox: mpsc::Receiver<Event>, events: &mpsc::Sender<Event>)
         let event = if held.lists() {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + WAIT_FOR_NODE);
             let Ok(event) = timeout_at(deadline, inbox.recv()).await else {
-                tracing::warn!("the API has not told of the own Node yet: going on without its zone");
+                tracing::warn!(
+                    node = held.node.is_some(),
+                    service_cidrs = held.service_cidrs.is_some(),
+                    "the API has not told of the own Node or the ServiceCIDRs yet: going on without"
+                );
                 break;
             };
             event
@@ -161,7 +171,7 @@ async fn pass_on(mut inbox: mpsc::Receiver<Event>, events: &mpsc::Sender<Event>)
             None => return Ok(()),
         }
     }
-    for event in held.node.into_iter().chain(held.others) {
+    for event in held.node.into_iter().chain(held.service_cidrs).chain(held.others) {
         events.send(event).await.map_err(|_| NobodyListens)?;
     }
     loop {
@@ -184,6 +194,7 @@ struct Held {
     services: bool,
     slices: bool,
     node: Option<Event>,
+    service_cidrs: Option<Event>,
     others: Vec<Event>,
 }
 
@@ -191,6 +202,7 @@ impl Held {
     fn take(&mut self, event: Event) {
         match event {
             Event::Node(_) => self.node = Some(event),
+            Event::ServiceCidrs(_) => self.service_cidrs = Some(event),
             _ => {
                 self.services |= matches!(event, Event::Services(_));
                 self.slices |= matches!(event, Event::EndpointSlices(_));
@@ -204,7 +216,7 @@ impl Held {
     }
 
     fn complete(&self) -> bool {
-        self.lists() && self.node.is_some()
+        self.lists() && self.node.is_some() && self.service_cidrs.is_some()
     }
 }
 
@@ -241,11 +253,19 @@ mod tests {
         let services = Event::Services(Vec::new());
         let slices = Event::EndpointSlices(Vec::new());
         let node = Event::Node(None);
+        let cidrs = Event::ServiceCidrs(None);
         assert_eq!(passed_on(vec![services.clone(), node.clone(), gone()]).await, []);
-        assert_eq!(passed_on(vec![slices.clone(), node.clone()]).await, []);
+        assert_eq!(passed_on(vec![slices.clone(), node.clone(), cidrs.clone()]).await, []);
         assert_eq!(
-            passed_on(vec![services.clone(), gone(), slices.clone(), node.clone()]).await,
-            [node, services, gone(), slices]
+            passed_on(vec![
+                services.clone(),
+                cidrs.clone(),
+                gone(),
+                slices.clone(),
+                node.clone()
+            ])
+            .await,
+            [node, cidrs, services, gone(), slices]
         );
     }
 

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use self::files::Folder;
 use super::Event;
-use crate::model::{EndpointSlice, Node, Problem, Service};
+use crate::model::{EndpointSlice, Node, Problem, Service, ServiceCidr, ranges_of};
 
 /// The folder is read when nothing has changed for this long, so that a file is not met half written.
 const QUIET: Duration = Duration::from_millis(50);
@@ -34,7 +34,7 @@ pub struct Options {
     pub dir: PathBuf,
     /// Name of the own Node.
     pub node_name: Arc<str>,
-    /// The ranges from which Services without a ClusterIP get one. The family of the first is that of Services which
+    /// The ranges from which Services without a ClusterIP get one, where no ServiceCIDR objects say. The family of the first is that of Services which
     /// do not say what family they are of.
     pub service_cidrs: Vec<IpNet>,
 }
@@ -61,6 +61,8 @@ pub struct Objects {
     pub slices: Vec<EndpointSlice>,
     /// The own Node.
     pub node: Option<Node>,
+    /// The ranges of ServiceCIDR objects, if there are any.
+    pub service_cidrs: Option<Vec<IpNet>>,
     /// What is wrong with files, and with what could not be filled in.
     pub problems: Vec<Problem>,
 }
@@ -119,9 +121,10 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>) -> Result<(), Er
 }
 
 /// The Node comes first, since what the node is decides about every Service.
-fn news(objects: &Objects) -> [Event; 4] {
+fn news(objects: &Objects) -> [Event; 5] {
     [
         Event::Node(objects.node.clone()),
+        Event::ServiceCidrs(objects.service_cidrs.clone()),
         Event::Problems(objects.problems.clone()),
         Event::EndpointSlices(objects.slices.clone()),
         Event::Services(objects.services.clone()),
@@ -184,13 +187,18 @@ impl Reader {
             source,
         })?;
         let mut objects = self.folder.objects(&mut problems);
-        defaults::fill_in(&mut objects.services, &self.options.service_cidrs, &mut problems);
+        let cidrs: Vec<ServiceCidr> = objects.service_cidrs.values().map(ServiceCidr::from).collect();
+        problems.extend(cidrs.iter().flat_map(|object| object.problems.iter().cloned()));
+        let service_cidrs = (!cidrs.is_empty()).then(|| ranges_of(&cidrs));
+        let ranges = service_cidrs.as_ref().unwrap_or(&self.options.service_cidrs);
+        defaults::fill_in(&mut objects.services, ranges, &mut problems);
         objects.slices.values_mut().for_each(defaults::fill_in_slice);
         let node = objects.nodes.get(&*self.options.node_name);
         Ok(Objects {
             services: objects.services.values().map(Service::from).collect(),
             slices: objects.slices.values().map(EndpointSlice::from).collect(),
             node: node.map(Node::from),
+            service_cidrs,
             problems,
         })
     }

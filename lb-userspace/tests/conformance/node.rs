@@ -80,19 +80,20 @@ impl TestNode {
                     None => NodePortAddresses::Primary,
                 },
                 service_cidrs: nets(&case.config.service_cidrs),
-                masquerade_all: false,
                 datapath: Config {
                     hz: HZ,
                     snat_port_min: 61_000,
                     snat_port_max: 65_535,
                     ..Config::default()
                 },
+                ..Settings::default()
             },
             local: LocalAddresses {
                 all: case.node.ips.iter().chain(&case.node.other_ips).copied().collect(),
                 primary: case.node.ips.clone(),
             },
             object: None,
+            service_cidrs: None,
         };
         let base = Node {
             name,

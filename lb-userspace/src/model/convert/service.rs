@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as api;
 use super::{Findings, range};
 use crate::model::{IpFamily, ObjectKey, ObjectKind, Policy, Service, ServicePort, SourceRanges, Standing};
 
-/// With this label, whatever its value, a Service belongs to another proxy.
+/// With this label a Service belongs to the proxy of that name, and to no other (KEP-2447).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The API's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const AFFINITY_TIMEOUT_S: u32 = 10_800;
@@ -23,6 +23,11 @@ impl From<&api::Service> for Service {
         );
         let mut service = Self {
             created_s: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            proxy_name: meta
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(PROXY_NAME_LABEL))
+                .map(|name| name.as_str().into()),
             standing: Standing::Headless,
             cluster_ips: Vec::new(),
             external_ips: Vec::new(),
@@ -40,10 +45,7 @@ impl From<&api::Service> for Service {
             return service;
         };
         let mut findings = Findings::new(ObjectKind::Service, &service.key);
-        let labelled = meta.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
-        service.standing = if labelled {
-            Standing::OtherProxy
-        } else if spec.type_.as_deref() == Some("ExternalName") {
+        service.standing = if spec.type_.as_deref() == Some("ExternalName") {
             Standing::ExternalName
         } else {
             service.cluster_ips = cluster_ips(spec, &mut findings);

@@ -37,14 +37,15 @@ fn a_service_without_a_cluster_ip_or_with_an_external_name_is_not_served() {
 }
 
 #[test]
-fn the_label_for_another_proxy_counts_whatever_its_value() {
+fn the_label_for_a_proxy_counts_even_if_it_is_empty() {
     let with_label = service(
         "
 metadata: {name: web, namespace: default, labels: {service.kubernetes.io/service-proxy-name: ''}}
 spec: {clusterIP: 10.0.0.1}
 ",
     );
-    assert_eq!(with_label.standing, Standing::OtherProxy);
+    assert_eq!(with_label.proxy_name.as_deref(), Some(""));
+    assert_eq!(web("{clusterIP: 10.0.0.1}").proxy_name, None);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::maps::{FamilyContents, Limits, MapContents, MapFamily};
 use crate::model::{ObjectKey, ObjectKind, Problem, Service};
 use crate::reconcile::NextHops;
 use crate::reconcile::ids::BackendIds;
+use crate::reconcile::serving::{Pair, Serving};
 
 /// Bits of the length of a source range's prefix that hold the Service port.
 const SERVICE_PORT_BITS: u32 = 32;
@@ -25,6 +26,7 @@ const SERVICE_PORT_BITS: u32 = 32;
 #[derive(Debug)]
 pub(in crate::reconcile) struct FamilyState<F: MapFamily> {
     backends: BackendIds<F::Addr>,
+    serving: Arc<Serving>,
     claims: HashMap<FrontendKey<F::Addr>, Claims>,
     /// Ids of Service ports by frontend, as found in the maps; only until everything is restored.
     found: HashMap<FrontendKey<F::Addr>, u32>,
@@ -59,6 +61,8 @@ pub(super) struct Holdings<F: MapFamily> {
     frontends: Vec<(FrontendKey<F::Addr>, Claim)>,
     /// Ids, once for each set in which they are, with whether they are on this node.
     backends: Vec<(u32, bool)>,
+    /// Who serves its UDP ports.
+    serving: Vec<Pair>,
     source_ranges: Vec<SourceRangeKey<F::Addr>>,
 }
 
@@ -67,6 +71,7 @@ impl<F: MapFamily> Default for Holdings<F> {
         Self {
             frontends: Vec::new(),
             backends: Vec::new(),
+            serving: Vec::new(),
             source_ranges: Vec::new(),
         }
     }
@@ -80,10 +85,16 @@ impl<F: MapFamily> FamilyState<F> {
             .filter(|(_, frontend)| frontend.service_port != 0);
         Self {
             backends: BackendIds::restore(limits.backends, &found.backends),
+            serving: Arc::default(),
             claims: HashMap::new(),
             found: named.map(|(key, frontend)| (*key, frontend.service_port)).collect(),
             touched: Touched::default(),
         }
+    }
+
+    /// Who serves UDP ports.
+    pub(super) fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.serving)
     }
 
     /// The id that the port has in the maps, by the first of its frontends that is there.
@@ -195,10 +206,7 @@ pub(super) fn port<F: MapFamily>(
 ) -> Result<Sets, (Sets, &'static str)> {
     let uses = |set| port.frontends.iter().any(|f| f.external == set || f.internal == set);
     let mut full = false;
-    let mut give_ids = |set: Set, backends: &[DesiredBackend]| -> Arc<[u32]> {
-        if !uses(set) {
-            return Arc::default();
-        }
+    let mut give_ids = |backends: &[DesiredBackend]| -> Arc<[u32]> {
         let mut ids = Vec::with_capacity(backends.len());
         for backend in backends {
             let Some(addr) = F::addr(backend.addr) else {
@@ -215,9 +223,12 @@ pub(super) fn port<F: MapFamily>(
         ids.into()
     };
     let sets = [
-        give_ids(Set::Cluster, &port.endpoints.cluster),
-        give_ids(Set::Local, &port.endpoints.local),
-    ];
+        (Set::Cluster, &port.endpoints.cluster),
+        (Set::Local, &port.endpoints.local),
+    ]
+    .map(|(set, backends)| if uses(set) { give_ids(backends) } else { Arc::default() });
+    let serving = give_ids(&port.endpoints.serving);
+    holdings.serving.extend(serving.iter().map(|backend| (id, *backend)));
     debug_assert!(service.cluster_ips.iter().any(|addr| F::addr(*addr).is_some()));
     for net in port.source_ranges.iter().flatten() {
         if let Some(LpmKey { prefix_len, addr }) = F::lpm_key(net) {
@@ -311,6 +322,7 @@ pub(super) fn replace<F: MapFamily>(
     for (id, local) in &old.backends {
         state.backends.remove(*id, *local);
     }
+    shared.flows_to_cut |= state.serving.replace(&old.serving, &new.serving);
     for (id, _) in new.backends.iter().chain(&old.backends) {
         state.refresh(*id, wanted, shared, node, next_hops);
     }
@@ -381,6 +393,7 @@ pub(super) fn node_changed<F: MapFamily>(
 /// Everything has been lowered once: backends found in the maps that nobody uses are no longer live.
 pub(super) fn restored<F: MapFamily>(state: &mut FamilyState<F>, wanted: &mut MapContents) {
     state.found = HashMap::new();
+    state.serving.all_known();
     state.backends.restored();
     let contents = F::contents_mut(wanted);
     for id in state.backends.all() {

@@ -25,7 +25,7 @@ impl Contact {
                 code,
                 error = %cause,
                 "the Kubernetes API refuses the agent; its ClusterRole needs get, list and watch of services, \
-                 endpointslices.discovery.k8s.io and nodes"
+                 endpointslices.discovery.k8s.io, nodes and (better) servicecidrs.networking.k8s.io"
             ),
             _ if first => tracing::warn!(
                 kind,

@@ -23,6 +23,9 @@ const SILENCE_IS_GOOD: Duration = Duration::from_secs(8);
 /// 1.27 know nothing of it and stream changes only: after so long without an object they are asked for a list.
 const STREAM_STALLS: Duration = Duration::from_secs(10);
 
+/// How often a server is asked for an optional kind that it does not show: it may be upgraded, or its roles changed.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Sends all objects of the kind, then every change, until nobody listens.
 pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Contact>, news: mpsc::Sender<Event>) {
     let requests = kind.requests();
@@ -68,6 +71,16 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                         tracing::debug!(kind = K::NAME, %error, "the API server is older: asking in a simpler way");
                         request += 1;
                         break;
+                    }
+                    if K::OPTIONAL && refused(&error) {
+                        tracing::debug!(kind = K::NAME, %error, "the API server does not show these: going on without");
+                        if let Some(event) = kind.unavailable()
+                            && news.send(event).await.is_err()
+                        {
+                            return;
+                        }
+                        sleep(ASK_AGAIN).await;
+                        continue;
                     }
                     match error {
                         // A watch that ends is begun again where it was; only failing at that is a loss.
@@ -127,6 +140,11 @@ fn not_understood(error: &watcher::Error) -> bool {
         watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_)
     );
     begin && matches!(status(error), Some(400 | 405 | 422))
+}
+
+/// Whether the server does not have the kind, or does not let us see it.
+fn refused(error: &watcher::Error) -> bool {
+    matches!(status(error), Some(403 | 404))
 }
 
 /// Pauses between attempts: from 0.2 s, doubling to 20 s, each up to a half longer by chance, so that the agents of a

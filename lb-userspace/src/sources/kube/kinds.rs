@@ -1,19 +1,21 @@
 //! The kinds that are followed: what is asked for, and what becomes of it.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use kube::Resource;
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 
 use super::Event;
-use crate::model::{EndpointSlice, Node, Service};
+use crate::model::{EndpointSlice, Node, Service, ServiceCidr, ranges_of};
 
-/// Gives a Service to another proxy, whatever its value (KEP-2447).
-const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Gives a Service to the proxy of that name (KEP-2447).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Marks the slices of a headless Service.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
@@ -25,12 +27,18 @@ pub(super) trait Kind: Send + 'static {
     type Light: Send;
     /// Name for the log.
     const NAME: &'static str;
+    /// Whether one can do without: older servers do not know it, and the agent's role need not allow it.
+    const OPTIONAL: bool = false;
 
     /// How to ask for those that count: the best way first, then ways that older servers understand; the last one is
     /// a plain list. A list that is streamed is never in memory as a whole.
     fn requests(&self) -> Vec<watcher::Config>;
     /// As we have it.
     fn light(&self, object: &Self::Object) -> Self::Light;
+    /// The server does not have it, or does not show it to us. Asked of optional kinds only.
+    fn unavailable(&mut self) -> Option<Event> {
+        None
+    }
     /// These are all.
     fn all(&mut self, list: Vec<Self::Light>) -> Option<Event>;
     /// One was added or changed.
@@ -40,7 +48,10 @@ pub(super) trait Kind: Send + 'static {
 }
 
 /// Services but for headless ones and those of another proxy.
-pub(super) struct Services;
+pub(super) struct Services {
+    /// The name under which Services are given to us; `None`: ours are those that are given to no proxy.
+    pub(super) proxy_name: Option<Arc<str>>,
+}
 
 impl Kind for Services {
     type Object = api::Service;
@@ -48,7 +59,10 @@ impl Kind for Services {
     const NAME: &'static str = "Services";
 
     fn requests(&self) -> Vec<watcher::Config> {
-        let all = watcher::Config::default().labels(&format!("!{OTHER_PROXY}"));
+        let all = watcher::Config::default().labels(&match &self.proxy_name {
+            Some(name) => format!("{PROXY_NAME}={name}"),
+            None => format!("!{PROXY_NAME}"),
+        });
         // Servers before 1.32 cannot select by this field; `desired` leaves headless Services out as well.
         let selected = all.clone().fields("spec.clusterIP!=None");
         vec![selected.clone().streaming_lists(), selected, all]
@@ -147,5 +161,52 @@ impl Kind for OwnNode {
 
     fn gone(&mut self, _object: Node) -> Option<Event> {
         self.tell(None)
+    }
+}
+
+/// The ranges that ClusterIPs are taken from (served from 1.33 on).
+#[derive(Default)]
+pub(super) struct ServiceCidrs {
+    known: BTreeMap<Arc<str>, ServiceCidr>,
+}
+
+impl ServiceCidrs {
+    fn tell(&self) -> Option<Event> {
+        Some(Event::ServiceCidrs(Some(ranges_of(self.known.values()))))
+    }
+}
+
+impl Kind for ServiceCidrs {
+    type Object = networking::ServiceCIDR;
+    type Light = ServiceCidr;
+    const NAME: &'static str = "ServiceCIDRs";
+    const OPTIONAL: bool = true;
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        vec![watcher::Config::default()]
+    }
+
+    fn light(&self, object: &networking::ServiceCIDR) -> ServiceCidr {
+        ServiceCidr::from(object)
+    }
+
+    fn unavailable(&mut self) -> Option<Event> {
+        self.known.clear();
+        Some(Event::ServiceCidrs(None))
+    }
+
+    fn all(&mut self, list: Vec<ServiceCidr>) -> Option<Event> {
+        self.known = list.into_iter().map(|object| (object.name.clone(), object)).collect();
+        self.tell()
+    }
+
+    fn changed(&mut self, object: ServiceCidr) -> Option<Event> {
+        self.known.insert(object.name.clone(), object);
+        self.tell()
+    }
+
+    fn gone(&mut self, object: ServiceCidr) -> Option<Event> {
+        self.known.remove(&object.name);
+        self.tell()
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::debug;
@@ -38,6 +39,7 @@ enum Object {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Node(Box<Node>),
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 /// All objects of a folder, by name.
@@ -46,6 +48,7 @@ pub(super) struct Objects {
     pub(super) services: BTreeMap<ObjectKey, Service>,
     pub(super) slices: BTreeMap<ObjectKey, EndpointSlice>,
     pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) service_cidrs: BTreeMap<String, ServiceCIDR>,
 }
 
 impl Folder {
@@ -100,6 +103,12 @@ impl Folder {
                         let name = node.metadata.name.clone().unwrap_or_default();
                         if objects.nodes.insert(name.clone(), *node).is_some() {
                             problems.push(twice(path, ObjectKind::Node, &ObjectKey::new("", &name)));
+                        }
+                    }
+                    Object::ServiceCidr(cidr) => {
+                        let name = cidr.metadata.name.clone().unwrap_or_default();
+                        if objects.service_cidrs.insert(name.clone(), *cidr).is_some() {
+                            problems.push(twice(path, ObjectKind::ServiceCidr, &ObjectKey::new("", &name)));
                         }
                     }
                 }
@@ -221,7 +230,8 @@ fn add(document: Value, item_kind: Option<&str>, objects: &mut Vec<Object>) -> R
         "Service" => objects.push(Object::Service(object(document)?)),
         "EndpointSlice" => objects.push(Object::EndpointSlice(object(document)?)),
         "Node" => objects.push(Object::Node(object(document)?)),
-        "List" | "ServiceList" | "EndpointSliceList" | "NodeList" => {
+        "ServiceCIDR" => objects.push(Object::ServiceCidr(object(document)?)),
+        "List" | "ServiceList" | "EndpointSliceList" | "NodeList" | "ServiceCIDRList" => {
             let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
             let Value::Object(mut list) = document else {
                 return Ok(());
