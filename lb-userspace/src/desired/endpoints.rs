@@ -159,9 +159,7 @@ impl Preference {
         let usable = |preference: Self, hinted: fn(&Hints) -> bool| {
             ready().all(|c| c.hints.is_some_and(hinted)) && ready().any(|c| preference.allows(c, node))
         };
-        if !node.known {
-            Self::None
-        } else if usable(Self::SameNode, |hints| !hints.nodes.is_empty()) {
+        if usable(Self::SameNode, |hints| !hints.nodes.is_empty()) {
             Self::SameNode
         } else if node.zone.is_some() && usable(Self::SameZone, |hints| !hints.zones.is_empty()) {
             Self::SameZone

@@ -82,9 +82,7 @@ pub struct NodeView {
     pub name: Arc<str>,
     /// The name under which Services are given to this proxy.
     pub proxy_name: Option<Arc<str>>,
-    /// There is a Node object. Without one, hints of endpoints are ignored.
-    pub known: bool,
-    /// The node's zone.
+    /// The node's zone; without one, hints for zones are ignored.
     pub zone: Option<Arc<str>>,
     /// All addresses of the node but loopback and link-local ones. (Every pod's device brings a link-local one; they
     /// lead to no Service.)
@@ -127,7 +125,6 @@ impl NodeView {
         Self {
             name: settings.node_name.clone(),
             proxy_name: settings.proxy_name.clone(),
-            known: object.is_some(),
             zone: object.and_then(|node| node.zone.clone()),
             addresses,
             primary,

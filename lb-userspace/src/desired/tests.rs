@@ -212,16 +212,16 @@ fn of_equal_copies_of_an_endpoint_a_local_one_wins_and_a_ready_one_beats_one_tha
 }
 
 #[test]
-fn hints_for_nodes_come_before_hints_for_zones_and_need_a_node_object() {
+fn hints_for_nodes_come_before_hints_for_zones_which_need_a_node_object() {
     let endpoints = vec![
         hinted("10.180.1.1", &["node-a"], &["zone-b"]),
         hinted("10.180.1.2", &["node-b"], &["zone-a"]),
     ];
     let mut state = state();
-    assert_eq!(cluster(endpoints.clone(), &state).len(), 2);
-    state.object = Some(node_object("zone-a"));
     assert_eq!(cluster(endpoints.clone(), &state), ["10.180.1.1"]);
     state.settings.node_name = "node-c".into();
+    assert_eq!(cluster(endpoints.clone(), &state).len(), 2);
+    state.object = Some(node_object("zone-a"));
     assert_eq!(cluster(endpoints, &state), ["10.180.1.2"]);
 }
 
