@@ -28,8 +28,8 @@ pub struct DesiredFrontend {
     pub internal: Set,
 }
 
-/// Kinds of frontends. Where two Services claim one address and port, the lesser kind has it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+/// Kinds of frontends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FrontendKind {
     /// A ClusterIP.
     ClusterIp,
@@ -51,6 +51,15 @@ pub enum Set {
 }
 
 impl FrontendKind {
+    /// Where two Services claim one address and port, the kind with the lesser rank has it.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::ClusterIp => 0,
+            Self::LoadBalancer | Self::ExternalIp => 1,
+            Self::NodePort => 2,
+        }
+    }
+
     const fn flag(self) -> u32 {
         match self {
             Self::ClusterIp => flags::CLUSTER_IP,

@@ -352,6 +352,26 @@ fn a_change_of_next_hops_writes_the_backends_concerned_only() {
     assert!(matches!(&reconciler.maps().log[..], [Op::V4(FamilyOp::SetBackend(_, b))] if b.adjacency == 9));
 }
 
+#[test]
+fn of_two_services_with_one_external_address_the_older_has_it_and_the_other_is_reported() {
+    let shared: IpAddr = "203.0.113.1".parse().expect("address");
+    let mut older = service("older", "172.30.0.41", 0);
+    older.external_ips = vec![shared];
+    let mut younger = service("a-younger", "172.30.0.42", 0);
+    younger.created_s = 100;
+    younger.load_balancer_ips = vec![shared];
+    let slices = [slice("older", &["10.180.1.1"]), slice("a-younger", &["10.180.1.2"])];
+    let fake = start(FakeMaps::default(), &[younger, older], &slices);
+    let problems = fake.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(*problems[0].object.name, *"a-younger");
+    assert!(
+        problems[0].message.contains("is served for default/older"),
+        "{}",
+        problems[0].message
+    );
+}
+
 mod properties {
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! Who owns an address and port that several Services claim.
 //!
-//! ClusterIPs come before load balancer addresses, these before external IPs and those before NodePorts; among equals
-//! the oldest Service, then the one whose name comes first. So no external IP takes traffic from a ClusterIP
+//! ClusterIPs come before load balancer addresses and external IPs, these before NodePorts; among equals the oldest
+//! Service, then the one whose name comes first. So no external IP takes traffic from a ClusterIP
 //! (CVE-2020-8554), and the outcome is the same on every node and after every restart.
 
 use lb_common::abi::Frontend;
@@ -37,7 +37,7 @@ impl Claims {
     }
 
     pub(super) fn owner(&self) -> Option<&Claim> {
-        let rank = |claim: &&Claim| (claim.kind, claim.created_s, claim.service.clone());
+        let rank = |claim: &&Claim| (claim.kind.rank(), claim.created_s, claim.service.clone());
         match &*self.0 {
             [only] => Some(only),
             all => all.iter().min_by_key(rank),
