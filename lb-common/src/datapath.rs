@@ -99,12 +99,15 @@ fn not_ours<P: Packet, E: Env>(env: &E) -> Step {
 
 /// The whole path: a known connection is followed; else one is opened, and then followed.
 ///
-/// In XDP the way of known connections is part of the program itself. All else are functions of their own in the
-/// kernel, of which its small stack never holds two.
+/// In XDP the way of known connections is part of the program itself, for packets with the headers that most have. All
+/// else are functions of their own in the kernel, of which its small stack never holds two.
 #[inline(always)]
 fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Verdict {
     let mut step = match P::HOOK {
-        Hook::Xdp => walk::<F, P, E>(packet, env, link),
+        Hook::Xdp => match F::parse_plain(packet, link) {
+            Some(headers) => walk_here::<F, P, E>(packet, env, &headers),
+            None => walk_apart::<F, P, E>(packet, env),
+        },
         _ => walk_apart::<F, P, E>(packet, env),
     };
     if step == Ok(Progress::Open) {
@@ -136,58 +139,93 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Li
     }
 }
 
-/// In or out, as far as a known connection leads.
-#[inline(always)]
-fn walk<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
+/// Which way packets pass this hook.
+const fn direction<P: Packet>() -> Direction {
     match P::HOOK {
-        Hook::Egress => leave::<F, P, E>(packet, env, link),
-        _ => enter::<F, P, E>(packet, env, link),
+        Hook::Egress => Direction::Egress,
+        _ => Direction::Ingress,
     }
 }
 
-/// [`walk`], as a function of its own.
+/// [`walk`], with the packet's tuple on the stack.
+#[inline(always)]
+fn walk_here<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, headers: &Headers<F>) -> Step {
+    let tuple = headers.tuple(direction::<P>());
+    let step = walk::<F, P, E>(packet, env, headers, &tuple)?;
+    if step == Progress::Open {
+        let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+        draft.primary_key = tuple;
+        connection::describe::<F, P>(packet, headers, &mut draft);
+    }
+    Ok(step)
+}
+
+/// [`walk`], as a function of its own, for packets with any headers. Their tuple lies in the draft: the stack is too
+/// small for it.
 #[inline(never)]
 fn walk_apart<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
-    match parse::link(packet) {
-        Some(link) => walk::<F, P, E>(packet, env, &link),
-        None => not_ours::<P, E>(env),
+    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
+        return not_ours::<P, E>(env);
+    };
+    let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+    draft.primary_key = headers.tuple(direction::<P>());
+    let step = walk::<F, P, E>(packet, env, &headers, &draft.primary_key)?;
+    if step == Progress::Open {
+        connection::describe::<F, P>(packet, &headers, &mut draft);
+    }
+    Ok(step)
+}
+
+/// In or out, as far as a known connection leads.
+#[inline(always)]
+fn walk<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    tuple: &Tuple<F::Addr>,
+) -> Step {
+    match P::HOOK {
+        Hook::Egress => leave::<F, P, E>(packet, env, headers, tuple),
+        _ => enter::<F, P, E>(packet, env, headers, tuple),
     }
 }
 
 /// Into the node: what is of a known connection, or to a frontend, gets its new destination.
 #[inline(always)]
-fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
-    let Some(headers) = F::parse(packet, link) else {
-        return not_ours::<P, E>(env);
-    };
-    let tuple = headers.tuple(Direction::Ingress);
+fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    tuple: &Tuple<F::Addr>,
+) -> Step {
     let class = env.address_class(hash::filter_bucket(&headers.dst));
     if !is_candidate(env, class, headers.dst_port.get()) {
-        return unowned::<F, P, E>(env, &headers.dst);
+        return unowned::<F, P, E>(env, &tuple.dst);
     }
-    follow_or_open::<F, P, E>(packet, env, &headers, &tuple, true)
+    follow_or_open::<F, P, E>(packet, env, headers, tuple, true)
 }
 
 /// Out of the node: what is of a known connection gets its new source. So does what a process of the node sends to a
 /// frontend if its socket was not translated: nothing else to a frontend ever comes here.
 #[inline(always)]
-fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Link) -> Step {
-    let Some(headers) = F::parse(packet, link) else {
-        return not_ours::<P, E>(env);
-    };
+fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    tuple: &Tuple<F::Addr>,
+) -> Step {
     let from = env.address_class(hash::filter_bucket(&headers.src));
     let to = env.address_class(hash::filter_bucket(&headers.dst));
     let is_of_node = to & address_class::FRONTEND != 0 && from & address_class::NODE != 0;
     if (from | to) & address_class::BACKEND == 0 && !is_of_node {
         // What others send has been looked at as it came in.
         return if from & address_class::NODE != 0 {
-            unowned::<F, P, E>(env, &headers.dst)
+            unowned::<F, P, E>(env, &tuple.dst)
         } else {
             not_ours::<P, E>(env)
         };
     }
-    let tuple = headers.tuple(Direction::Egress);
-    follow_or_open::<F, P, E>(packet, env, &headers, &tuple, is_of_node)
+    follow_or_open::<F, P, E>(packet, env, headers, tuple, is_of_node)
 }
 
 #[inline(always)]
@@ -204,7 +242,6 @@ fn follow_or_open<F: Ip, P: Packet, E: Env + Tables<F>>(
         return connection::follow::<F, P, E>(packet, env, headers, &entry);
     }
     if may_open {
-        connection::describe::<F, P, E>(packet, env, headers, tuple)?;
         return Ok(Progress::Open);
     }
     not_ours::<P, E>(env)

@@ -19,6 +19,7 @@ extern crate std;
 
 pub mod abi;
 pub mod checksum;
+pub mod crc32c;
 pub mod datapath;
 pub mod env;
 pub mod hash;

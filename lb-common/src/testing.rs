@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | [`env`] | the maps as plain data ([`World`]), and the environment on them |
 //! | [`packet`] | packets at each hook |
-//! | [`build`] | packets from their parts, with checksums computed here once more, another way |
+//! | [`build`] | packets from their parts |
+//! | [`sums`] | their checksums, computed once more, another way |
 //! | [`cast`] | who is who: clients, nodes, Services, pods |
 //! | [`flow`] | connections, and the entries that they have |
 //! | [`frontends`] | frontends, as the agent would write them |
@@ -35,6 +36,7 @@ pub mod scenario;
 pub mod scenarios;
 pub mod scene;
 pub mod show;
+pub mod sums;
 
 pub use build::Frame;
 pub use cast::Cast;

@@ -1,7 +1,7 @@
 //! Headers as they lie in packets, and the walk over them.
 //!
 //! ```text
-//!   Ethernet (14) [VLAN (4) [VLAN (4)]]  │ IPv4 (20..60)                     │ TCP | UDP
+//!   Ethernet (14) [VLAN (4) [VLAN (4)]]  │ IPv4 (20..60)                     │ TCP | UDP | SCTP
 //!   nothing, on devices without links    │ IPv6 (40) [extension headers ...] │
 //! ```
 //!
@@ -204,6 +204,55 @@ pub struct Udp {
     pub check: Be16,
 }
 
+/// SCTP header, before the first chunk.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sctp {
+    /// Source port.
+    pub src: Port,
+    /// Destination port.
+    pub dst: Port,
+    /// Verification tag.
+    pub tag: [u8; 4],
+    /// CRC32c, lowest byte first; 0 = yet to be computed, see [`crate::crc32c`].
+    pub check: [u8; 4],
+}
+
+impl Sctp {
+    /// Both ports as a number, first byte lowest.
+    #[inline(always)]
+    pub const fn ports(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.src.raw().to_ne_bytes(), self.dst.raw().to_ne_bytes());
+        u32::from_le_bytes([a, b, c, d])
+    }
+}
+
+/// First bytes of an SCTP chunk.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SctpChunk {
+    /// See [`sctp_chunk`].
+    pub kind: u8,
+    /// Their meaning depends on the type.
+    pub flags: u8,
+    /// Length with these four bytes.
+    pub len: Be16,
+}
+
+/// Types of SCTP chunks that begin or end an association (RFC 9260 section 3.2).
+pub mod sctp_chunk {
+    /// Opens an association.
+    pub const INIT: u8 = 1;
+    /// Breaks it off.
+    pub const ABORT: u8 = 6;
+    /// No more data from the sender.
+    pub const SHUTDOWN: u8 = 7;
+    /// The answer to that.
+    pub const SHUTDOWN_ACK: u8 = 8;
+    /// The association is over.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
 /// ICMP and ICMPv6 header of an error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -226,4 +275,5 @@ pub const UDP_CHECK_OFFSET: u32 = 6;
 const _: () = {
     assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40);
     assert!(size_of::<Tcp>() == 18 && size_of::<Udp>() == 8 && size_of::<Icmp>() == 8);
+    assert!(size_of::<Sctp>() == 12 && size_of::<SctpChunk>() == 4);
 };

@@ -3,7 +3,7 @@
 mod journey;
 mod sound;
 
-use lb_common::abi::{Address, Hook, Outcome, Port, V4, V6};
+use lb_common::abi::{Address, Hook, Outcome, Port, V4, V6, protocol};
 use lb_common::datapath::{Translation, Verdict, parse};
 use lb_common::env::Packet as _;
 use lb_common::testing::build::Transport;
@@ -13,6 +13,7 @@ use lb_common::testing::{Cast, FakePacket, Flow, Frame, Input, Scene, World, run
 use lb_common::wire::Be16;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
 use sound::assert_sound;
 
@@ -53,6 +54,11 @@ fn tuples() -> impl Strategy<Value = ([u32; 4], [u32; 4], u16, u16)> {
     any::<([u32; 4], [u32; 4], u16, u16)>()
 }
 
+/// Those with ports.
+fn protocols() -> impl Strategy<Value = u8> {
+    select(vec![protocol::TCP, protocol::UDP, protocol::SCTP])
+}
+
 fn payloads() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..120)
 }
@@ -60,48 +66,45 @@ fn payloads() -> impl Strategy<Value = Vec<u8>> {
 both_families! {
     /// The packet logic changes sums; here they are computed again over the whole packet.
     checksums_after_a_translation_are_those_of_a_new_packet(
-        before in tuples(), after in tuples(), payload in payloads(), is_udp in any::<bool>(), hops in 0u8..=60,
+        before in tuples(), after in tuples(), payload in payloads(), protocol in protocols(), hops in 0u8..=60,
     ) by translation_is_rebuilding;
 
     /// The builder of the tests, held against another parser.
-    built_packets_are_sound(tuple in tuples(), payload in payloads(), is_udp in any::<bool>()) by building_is_sound;
+    built_packets_are_sound(tuple in tuples(), payload in payloads(), protocol in protocols()) by building_is_sound;
 
     what_is_rejected_is_answered_with_a_sound_message(
-        payload in payloads(), is_udp in any::<bool>(), extra in 0usize..4, port in any::<u16>(),
+        payload in payloads(), protocol in protocols(), extra in 0usize..4, port in any::<u16>(),
     ) by rejection_is_sound;
 
     no_bytes_make_it_panic_or_reach_beyond_the_packet(bytes in vec(any::<u8>(), 0..160)) by bytes_are_safe;
 
     no_packet_that_is_almost_right_makes_it_panic_or_reach_beyond(
-        changes in vec((0usize..110, any::<u8>()), 0..6), len in 0usize..200, is_udp in any::<bool>(),
+        changes in vec((0usize..110, any::<u8>()), 0..6), len in 0usize..200, protocol in protocols(),
         extra in 0usize..4, is_tagged in any::<bool>(), way in 0usize..4,
     ) by damaged_packets_are_safe;
 }
 
-fn frame<F: Cast>(tuple: ([u32; 4], [u32; 4], u16, u16), payload: Vec<u8>, is_udp: bool) -> Frame<F> {
+fn frame<F: Cast>(tuple: ([u32; 4], [u32; 4], u16, u16), payload: Vec<u8>, protocol: u8) -> Frame<F> {
     let (src, dst) = ((any_address(tuple.0), tuple.2), (any_address(tuple.1), tuple.3));
-    let frame = if is_udp {
-        Frame::<F>::udp(src, dst)
-    } else {
-        Frame::tcp(src, dst, 16)
-    };
-    frame.with(|frame| frame.payload = payload)
+    Frame::<F>::later(protocol, src, dst).with(|frame| frame.payload = payload)
 }
 
 fn translation_is_rebuilding<F: Cast>(
     before: ([u32; 4], [u32; 4], u16, u16),
     after: ([u32; 4], [u32; 4], u16, u16),
     payload: Vec<u8>,
-    is_udp: bool,
+    protocol: u8,
     hops: u8,
 ) -> Checked {
-    let before = frame::<F>(before, payload.clone(), is_udp);
-    let after = frame::<F>(after, payload, is_udp).with(|frame| frame.ttl -= hops);
+    let before = frame::<F>(before, payload.clone(), protocol);
+    let after = frame::<F>(after, payload, protocol).with(|frame| frame.ttl -= hops);
     let mut packet = FakePacket::<0, true>::new(&before.build(), Be16::default());
     let link = parse::link(&packet).expect("it has a link header");
     let headers = F::parse(&packet, &link).expect("it has all headers");
     let ports = |frame: &Frame<F>| match frame.transport {
-        Transport::Tcp { src, dst, .. } | Transport::Udp { src, dst, .. } => (Port::new(src), Port::new(dst)),
+        Transport::Tcp { src, dst, .. } | Transport::Udp { src, dst, .. } | Transport::Sctp { src, dst, .. } => {
+            (Port::new(src), Port::new(dst))
+        }
         _ => unreachable!("built so"),
     };
     let (src, dst) = ports(&after);
@@ -116,8 +119,8 @@ fn translation_is_rebuilding<F: Cast>(
     Ok(())
 }
 
-fn building_is_sound<F: Cast>(tuple: ([u32; 4], [u32; 4], u16, u16), payload: Vec<u8>, is_udp: bool) -> Checked {
-    assert_sound(&frame::<F>(tuple, payload, is_udp).build());
+fn building_is_sound<F: Cast>(tuple: ([u32; 4], [u32; 4], u16, u16), payload: Vec<u8>, protocol: u8) -> Checked {
+    assert_sound(&frame::<F>(tuple, payload, protocol).build());
     Ok(())
 }
 
@@ -132,13 +135,9 @@ fn with_extra<F: Cast>(frame: Frame<F>, extra: usize) -> Frame<F> {
     })
 }
 
-fn rejection_is_sound<F: Cast>(payload: Vec<u8>, is_udp: bool, extra: usize, port: u16) -> Checked {
+fn rejection_is_sound<F: Cast>(payload: Vec<u8>, protocol: u8, extra: usize, port: u16) -> Checked {
     let (client, vip) = ((F::CLIENT_1, port), (F::VIP, HTTP));
-    let frame = if is_udp {
-        Frame::<F>::udp(client, vip)
-    } else {
-        Frame::tcp(client, vip, 2)
-    };
+    let frame = Frame::<F>::first(protocol, client, vip);
     let frame = with_extra(frame.with(|frame| frame.payload = payload), extra);
     let world = Scene::<F>::new("")
         .frontend(F::VIP, HTTP, load_balancer(NOBODY))
@@ -165,6 +164,7 @@ fn crowded<F: Cast>() -> World {
         )
         .established(&Flow::<F>::to(vip, 3).behind(F::NODE_1).old())
         .established(&Flow::<F>::to(vip, 3).by_udp().behind(F::NODE_1).old())
+        .established(&Flow::<F>::to(vip, 3).by_sctp().behind(F::NODE_1).old())
         .world()
 }
 
@@ -201,7 +201,7 @@ fn bytes_are_safe<F: Cast>(bytes: Vec<u8>) -> Checked {
 fn damaged_packets_are_safe<F: Cast>(
     changes: Vec<(usize, u8)>,
     len: usize,
-    is_udp: bool,
+    protocol: u8,
     extra: usize,
     is_tagged: bool,
     way: usize,
@@ -213,12 +213,7 @@ fn damaged_packets_are_safe<F: Cast>(
         (remote, client),
         (client, (F::CLUSTER_IP, HTTP)),
     ][way];
-    let frame = if is_udp {
-        Frame::<F>::udp(src, dst)
-    } else {
-        Frame::tcp(src, dst, 16)
-    };
-    let frame = with_extra(frame, extra).with(|frame| {
+    let frame = with_extra(Frame::<F>::later(protocol, src, dst), extra).with(|frame| {
         if is_tagged {
             frame.tags = vec![(0x8100, 7)];
         }

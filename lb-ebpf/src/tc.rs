@@ -160,6 +160,9 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
             self.store_bytes(h.l3.wrapping_add(addresses_at), &[src.0, dst.0])?;
         }
         if h.src_port != src.1 || h.dst_port != dst.1 {
+            if h.protocol == protocol::SCTP {
+                return datapath::rewrite::sctp(self, t);
+            }
             if !t.unchecked() {
                 self.check_ports(t, Delta::default().port(h.src_port, src.1).port(h.dst_port, dst.1))?;
             }

@@ -59,17 +59,19 @@ impl Pressure {
 /// What a connection is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// TCP, before the answer to the SYN.
+    /// TCP, before the answer to the SYN; SCTP, before that to the INIT.
     Opening,
     /// TCP, after it.
     Established,
-    /// TCP, after a FIN of both sides.
+    /// SCTP, after it. Both sides send heartbeats all the time.
+    Associated,
+    /// TCP, after a FIN of both sides; SCTP, after both have shut down.
     Closing,
-    /// TCP, after a RST.
+    /// TCP, after a RST; SCTP, after an ABORT or the end of the shutdown.
     Reset,
-    /// Not TCP, no answer yet.
+    /// UDP, no answer yet.
     Unanswered,
-    /// Not TCP, answered.
+    /// UDP, answered.
     Answered,
 }
 
@@ -79,6 +81,7 @@ impl Phase {
         match self {
             Self::Opening => "opening",
             Self::Established => "established",
+            Self::Associated => "associated",
             Self::Closing => "closing",
             Self::Reset => "reset",
             Self::Unanswered => "unanswered",
@@ -92,6 +95,7 @@ impl Phase {
             Self::Opening => [60, 20, 5],
             // Under pressure still longer than the keep-alive of common clients and servers.
             Self::Established => [24 * 3600, 4 * 3600, 3600],
+            Self::Associated => [210, 120, 90],
             Self::Closing => [30, 10, 5],
             Self::Reset => [10, 5, 2],
             Self::Unanswered => [30, 15, 5],
@@ -109,13 +113,15 @@ impl Group {
     /// What the connection is doing.
     pub const fn phase(&self) -> Phase {
         let answered = self.reply & tcp_state::CONFIRMED != 0;
-        if self.protocol != protocol::TCP {
+        if self.protocol == protocol::UDP {
             return if answered { Phase::Answered } else { Phase::Unanswered };
         }
         if (self.forward | self.reply) & tcp_state::RST != 0 {
             Phase::Reset
         } else if self.forward & self.reply & tcp_state::FIN != 0 {
             Phase::Closing
+        } else if answered && self.protocol == protocol::SCTP {
+            Phase::Associated
         } else if answered {
             Phase::Established
         } else {
@@ -131,7 +137,7 @@ impl Group {
 
 /// The shortest time after which a connection may be over, given one of its entries only.
 const fn floor_s(protocol: u8, state: u8, pressure: Pressure) -> u32 {
-    if protocol != protocol::TCP {
+    if protocol == protocol::UDP {
         return Phase::Unanswered.timeout_s(pressure);
     }
     if state & tcp_state::RST != 0 {
@@ -519,6 +525,9 @@ mod tests {
                 30,
             ),
             (group(protocol::TCP, CONFIRMED, CONFIRMED | RST), Phase::Reset, 10),
+            (group(protocol::SCTP, CONFIRMED, 0), Phase::Opening, 60),
+            (group(protocol::SCTP, CONFIRMED, CONFIRMED), Phase::Associated, 210),
+            (group(protocol::SCTP, CONFIRMED | RST, CONFIRMED), Phase::Reset, 10),
             (group(protocol::UDP, CONFIRMED, 0), Phase::Unanswered, 30),
             (group(protocol::UDP, 0, CONFIRMED), Phase::Answered, 180),
         ] {
@@ -550,6 +559,7 @@ mod tests {
         for phase in [
             Phase::Opening,
             Phase::Established,
+            Phase::Associated,
             Phase::Closing,
             Phase::Reset,
             Phase::Answered,
@@ -562,7 +572,7 @@ mod tests {
     #[test]
     fn no_connection_ends_before_the_floor_of_any_of_its_entries() {
         for pressure in [Pressure::None, Pressure::Some, Pressure::High] {
-            for protocol in [protocol::TCP, protocol::UDP] {
+            for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 for (forward, reply) in (0..8).flat_map(|f| (0..8).map(move |r| (f, r))) {
                     let timeout = group(protocol, forward, reply).phase().timeout_s(pressure);
                     // The other side's reset is found later: the pass looks again after the closing timeout.

@@ -76,19 +76,9 @@ pub enum Opening {
     NoBackend,
 }
 
-/// Notes in the draft what the packet tells of the connection that it would open.
-///
-/// # Errors
-/// If there is no place for a draft, which is never so in the kernel.
+/// Notes in the draft, beside the packet's tuple, what else the packet tells of the connection that it would open.
 #[inline(always)]
-pub fn describe<F: Ip, P: Packet, E: Env + Tables<F>>(
-    packet: &P,
-    env: &E,
-    headers: &Headers<F>,
-    tuple: &Tuple<F::Addr>,
-) -> Result<(), DropReason> {
-    let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
-    draft.primary_key = *tuple;
+pub fn describe<F: Ip, P: Packet>(packet: &P, headers: &Headers<F>, draft: &mut Draft<F::Addr>) {
     draft.primary.ifindex = packet.ifindex();
     draft.primary.client_mac = rewrite::macs(packet).map_or_else(Mac::default, |macs| macs.src);
     draft.primary.state = closing(headers.tcp_flags);
@@ -98,7 +88,6 @@ pub fn describe<F: Ip, P: Packet, E: Env + Tables<F>>(
             Hook::Egress => conn_flags::NODE | conn_flags::BOTH | conn_flags::SNAT,
             _ => 0,
         };
-    Ok(())
 }
 
 /// Finds a backend for the described connection: looks up the frontend, lets the client in, chooses. Everything it

@@ -9,7 +9,10 @@ use super::{Translation, reject};
 use crate::abi::{Addr6, Direction, Family, Port, Tuple, V4, V6, protocol};
 use crate::checksum::Delta;
 use crate::env::Packet;
-use crate::wire::{Be16, Ethernet, Extension, Ipv4, Ipv6, Tcp, Udp, Vlan, ethertype, next_header};
+use crate::wire::{
+    Be16, Ethernet, Extension, Ipv4, Ipv6, Sctp, SctpChunk, Tcp, Udp, Vlan, ethertype, next_header, sctp_chunk,
+    tcp_flags,
+};
 
 /// What the link layer says.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +36,9 @@ pub struct Headers<F: Family> {
     pub src_port: Port,
     /// Destination port.
     pub dst_port: Port,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: u8,
-    /// Flags of TCP; 0 for others.
+    /// Flags of TCP; of SCTP those that its first chunk amounts to; 0 for UDP.
     pub tcp_flags: u8,
     /// Whether there are VLAN tags in the packet.
     pub tagged: bool,
@@ -43,7 +46,7 @@ pub struct Headers<F: Family> {
     pub l3: u32,
     /// Offset of the transport header.
     pub l4: u32,
-    /// Checksum of the transport header.
+    /// Checksum of the transport header; 0 for SCTP, whose checksum is another.
     pub check: Be16,
 }
 
@@ -60,6 +63,9 @@ pub struct Extent {
 pub trait Ip: Family {
     /// Reads the headers of a packet.
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>>;
+
+    /// Reads the headers of a packet if they are those that most have: TCP or UDP, with no extension header before.
+    fn parse_plain<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>>;
 
     /// Reads what forwarding a packet depends on.
     fn extent<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Extent>;
@@ -133,8 +139,9 @@ struct Transport {
     check: Be16,
 }
 
+/// The transport header of a protocol that most packets have.
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> {
+fn plain_transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> {
     match protocol {
         protocol::TCP => {
             let tcp: Tcp = packet.load(l4)?;
@@ -158,31 +165,50 @@ fn transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> 
     }
 }
 
+#[inline(always)]
+fn transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> {
+    if protocol != protocol::SCTP {
+        return plain_transport(packet, protocol, l4);
+    }
+    let sctp: Sctp = packet.load(l4)?;
+    let first: Option<SctpChunk> = packet.load(l4.wrapping_add(size_of::<Sctp>() as u32));
+    let kind = first.map_or(0, |chunk| chunk.kind);
+    Some(Transport {
+        src: sctp.src,
+        dst: sctp.dst,
+        tcp_flags: MEANINGS.get(usize::from(kind)).copied().unwrap_or(0),
+        check: Be16::default(),
+    })
+}
+
+/// The flags of TCP that a type of SCTP chunk amounts to. A table, since the verifier would walk the rest of a program
+/// once for each flag that it knows to be set.
+static MEANINGS: [u8; 256] = meanings();
+
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which would refuse")]
+const fn meanings() -> [u8; 256] {
+    let mut meanings = [0; 256];
+    meanings[sctp_chunk::INIT as usize] = tcp_flags::SYN;
+    meanings[sctp_chunk::SHUTDOWN as usize] = tcp_flags::FIN;
+    meanings[sctp_chunk::SHUTDOWN_ACK as usize] = tcp_flags::FIN;
+    meanings[sctp_chunk::SHUTDOWN_COMPLETE as usize] = tcp_flags::RST;
+    meanings[sctp_chunk::ABORT as usize] = tcp_flags::RST;
+    meanings
+}
+
 impl Ip for V4 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
-        /// More fragments, or an offset other than zero.
-        const FRAGMENT: u16 = 0x3fff;
-        let ip: Ipv4 = packet.load(link.l3)?;
-        let header_len = u32::from(ip.version_ihl & 0x0f) << 2;
-        if ip.version_ihl >> 4 != 4 || header_len < 20 || ip.fragment.get() & FRAGMENT != 0 {
-            return None;
-        }
-        let l4 = link.l3.wrapping_add(header_len);
-        let transport = transport(packet, ip.protocol, l4)?;
-        let addresses: Ipv4 = packet.load(link.l3)?; // Read here, so that the kernel need not keep them meanwhile.
-        Some(Headers {
-            src: addresses.src,
-            dst: addresses.dst,
-            src_port: transport.src,
-            dst_port: transport.dst,
-            protocol: ip.protocol,
-            tcp_flags: transport.tcp_flags,
-            tagged: link.tagged,
-            l3: link.l3,
-            l4,
-            check: transport.check,
-        })
+        let (protocol, l4) = next_v4(packet, link)?;
+        let transport = transport(packet, protocol, l4)?;
+        headers_v4(packet, link, protocol, l4, &transport)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
+        let (protocol, l4) = next_v4(packet, link)?;
+        let transport = plain_transport(packet, protocol, l4)?;
+        headers_v4(packet, link, protocol, l4, &transport)
     }
 
     #[inline(always)]
@@ -216,30 +242,21 @@ impl Ip for V4 {
 impl Ip for V6 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
-        let ip: Ipv6 = packet.load(link.l3)?;
-        if ip.version_class >> 4 != 6 {
-            return None;
-        }
-        let first = link.l3.wrapping_add(size_of::<Ipv6>() as u32);
-        let (protocol, l4) = if is_transport(ip.next_header) {
-            (ip.next_header, first)
+        let (next, first) = next_v6(packet, link)?;
+        let (protocol, l4) = if is_transport(next) {
+            (next, first)
         } else {
-            skip_extensions(packet, ip.next_header, first)?
+            skip_extensions(packet, next, first)?
         };
         let transport = transport(packet, protocol, l4)?;
-        let addresses: Ipv6 = packet.load(link.l3)?; // Read here, so that the kernel need not keep them meanwhile.
-        Some(Headers {
-            src: addresses.src,
-            dst: addresses.dst,
-            src_port: transport.src,
-            dst_port: transport.dst,
-            protocol,
-            tcp_flags: transport.tcp_flags,
-            tagged: link.tagged,
-            l3: link.l3,
-            l4,
-            check: transport.check,
-        })
+        headers_v6(packet, link, protocol, l4, &transport)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
+        let (protocol, l4) = next_v6(packet, link)?;
+        let transport = plain_transport(packet, protocol, l4)?;
+        headers_v6(packet, link, protocol, l4, &transport)
     }
 
     #[inline(always)]
@@ -282,9 +299,68 @@ impl Ip for V6 {
     }
 }
 
+/// Protocol and offset of what follows the IPv4 header.
+#[inline(always)]
+fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
+    /// More fragments, or an offset other than zero.
+    const FRAGMENT: u16 = 0x3fff;
+    let ip: Ipv4 = packet.load(link.l3)?;
+    let header_len = u32::from(ip.version_ihl & 0x0f) << 2;
+    if ip.version_ihl >> 4 != 4 || header_len < 20 || ip.fragment.get() & FRAGMENT != 0 {
+        return None;
+    }
+    Some((ip.protocol, link.l3.wrapping_add(header_len)))
+}
+
+/// Number and offset of what follows the IPv6 header.
+#[inline(always)]
+fn next_v6<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
+    let ip: Ipv6 = packet.load(link.l3)?;
+    if ip.version_class >> 4 != 6 {
+        return None;
+    }
+    Some((ip.next_header, link.l3.wrapping_add(size_of::<Ipv6>() as u32)))
+}
+
+/// Puts the headers together. Addresses are read here, so that the kernel need not keep them meanwhile.
+#[inline(always)]
+fn headers_v4<P: Packet>(packet: &P, link: &Link, protocol: u8, l4: u32, transport: &Transport) -> Option<Headers<V4>> {
+    let addresses: Ipv4 = packet.load(link.l3)?;
+    Some(headers(link, (addresses.src, addresses.dst), protocol, l4, transport))
+}
+
+/// As [`headers_v4`].
+#[inline(always)]
+fn headers_v6<P: Packet>(packet: &P, link: &Link, protocol: u8, l4: u32, transport: &Transport) -> Option<Headers<V6>> {
+    let addresses: Ipv6 = packet.load(link.l3)?;
+    Some(headers(link, (addresses.src, addresses.dst), protocol, l4, transport))
+}
+
+#[inline(always)]
+fn headers<F: Family>(
+    link: &Link,
+    (src, dst): (F::Addr, F::Addr),
+    protocol: u8,
+    l4: u32,
+    transport: &Transport,
+) -> Headers<F> {
+    Headers {
+        src,
+        dst,
+        src_port: transport.src,
+        dst_port: transport.dst,
+        protocol,
+        tcp_flags: transport.tcp_flags,
+        tagged: link.tagged,
+        l3: link.l3,
+        l4,
+        check: transport.check,
+    }
+}
+
 #[inline(always)]
 fn is_transport(next: u8) -> bool {
-    next == protocol::TCP || next == protocol::UDP
+    next == protocol::TCP || next == protocol::UDP || next == protocol::SCTP
 }
 
 /// Walks over extension headers to the transport header.

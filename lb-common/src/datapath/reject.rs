@@ -2,8 +2,8 @@
 //! code 4), for TCP too, as kube-proxy's is: a TCP client then fails at once.
 //!
 //! ```text
-//!   before   link │ IP  C→F │ TCP or UDP │ payload
-//!   after    link │ IP  F→C │ ICMP │ IP C→F │ TCP or UDP, the first bytes
+//!   before   link │ IP  C→F │ TCP, UDP or SCTP │ payload
+//!   after    link │ IP  F→C │ ICMP │ IP C→F │ TCP, UDP or SCTP, the first bytes
 //! ```
 //!
 //! The message comes from the frontend's address: it is the one address that a packet to the client may bear on

@@ -3,8 +3,9 @@
 use super::parse::{Headers, Ip};
 use crate::abi::{Family, Mac, Port, protocol};
 use crate::checksum::Delta;
+use crate::crc32c;
 use crate::env::Packet;
-use crate::wire::{Be16, TCP_CHECK_OFFSET, Tcp, UDP_CHECK_OFFSET, Udp};
+use crate::wire::{Be16, Sctp, TCP_CHECK_OFFSET, Tcp, UDP_CHECK_OFFSET, Udp};
 
 /// A change of a packet's tuple.
 #[derive(Clone, Copy, Debug)]
@@ -71,10 +72,10 @@ impl<'a, F: Family> Translation<'a, F> {
         self.headers.l4.wrapping_add(within)
     }
 
-    /// Whether the packet has no transport checksum to keep right.
+    /// Whether the packet has no transport checksum of the internet's kind to keep right.
     #[inline(always)]
     pub fn unchecked(&self) -> bool {
-        self.headers.protocol == protocol::UDP && self.headers.check.raw() == 0
+        self.headers.protocol != protocol::TCP && self.headers.check.raw() == 0
     }
 }
 
@@ -90,11 +91,32 @@ pub fn direct<F: Ip, P: Packet>(packet: &mut P, t: &Translation<'_, F>) -> Optio
         packet.update(t.headers.l4, |tcp: &mut Tcp| {
             tcp.check = t.ports(&mut tcp.src, &mut tcp.dst, addresses).apply(tcp.check);
         })
-    } else {
+    } else if t.headers.protocol == protocol::UDP {
         packet.update(t.headers.l4, |udp: &mut Udp| {
             udp.check = t.ports(&mut udp.src, &mut udp.dst, addresses).apply_udp(udp.check);
         })
+    } else {
+        sctp(packet, t)
     }
+}
+
+/// Changes the ports of an SCTP packet, and the checksum with them, which covers no addresses.
+#[inline(always)]
+pub fn sctp<F: Ip, P: Packet>(packet: &mut P, t: &Translation<'_, F>) -> Option<()> {
+    let h = t.headers;
+    let len = F::extent(packet, h)?.len.wrapping_sub(h.l4.wrapping_sub(h.l3));
+    let ((_, src), (_, dst)) = t.halves();
+    sctp_apart(packet, h.l4, len, src, dst)
+}
+
+/// As a function of its own, for which the kernel's stack has room.
+#[inline(never)]
+fn sctp_apart<P: Packet>(packet: &mut P, l4: u32, len: u32, src: Port, dst: Port) -> Option<()> {
+    packet.update(l4, |sctp: &mut Sctp| {
+        let before = sctp.ports();
+        (sctp.src, sctp.dst) = (src, dst);
+        sctp.check = crc32c::after(sctp.check, before ^ sctp.ports(), len);
+    })
 }
 
 /// Addresses a frame to the next hop.

@@ -1,13 +1,14 @@
-//! Packets from their parts. Checksums are computed here over the whole packet, word by word: nothing is shared
-//! with the incremental code under test.
+//! Packets from their parts. Checksums are computed over the whole packet: nothing is shared with the incremental
+//! code under test.
 
 use std::vec;
 use std::vec::Vec;
 
 use super::Cast;
 use super::cast::{CLIENT_MAC, NODE_1_MAC};
-use crate::abi::{Address, Mac, protocol};
-use crate::wire::next_header;
+use super::sums::{checksum, crc32c, octets};
+use crate::abi::{Mac, protocol};
+use crate::wire::{next_header, sctp_chunk, tcp_flags};
 
 /// A packet, in parts. Fields may be changed freely; [`Frame::build`] makes lengths and checksums right.
 #[derive(Clone, Debug)]
@@ -59,6 +60,17 @@ pub enum Transport {
         /// Whether it has a checksum.
         checked: bool,
     },
+    /// SCTP.
+    Sctp {
+        /// Source port.
+        src: u16,
+        /// Destination port.
+        dst: u16,
+        /// Type of its first chunk, see [`crate::wire::sctp_chunk`]; none for a packet without chunks.
+        chunk: Option<u8>,
+        /// Whether its checksum is computed already.
+        checked: bool,
+    },
     /// ICMP or ICMPv6, as the family has it.
     Icmp {
         /// Type.
@@ -70,23 +82,6 @@ pub enum Transport {
     },
     /// Any other protocol, without a header of its own.
     Other(u8),
-}
-
-/// Octets of an address, 4 or 16.
-pub fn octets<A: Address>(address: &A) -> Vec<u8> {
-    let all: Vec<u8> = address.words().into_iter().flat_map(u32::to_ne_bytes).collect();
-    all[..size_of::<A>()].to_vec()
-}
-
-/// The internet checksum of bytes, as a number in host order.
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = 0;
-    for pair in bytes.chunks(2) {
-        let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
-        sum += u32::from(word);
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 impl<F: Cast> Frame<F> {
@@ -134,12 +129,44 @@ impl<F: Cast> Frame<F> {
         )
     }
 
+    /// An SCTP packet whose first chunk is of this type.
+    pub fn sctp(src: (F::Addr, u16), dst: (F::Addr, u16), chunk: u8) -> Self {
+        Self::new(
+            src.0,
+            dst.0,
+            Transport::Sctp {
+                src: src.1,
+                dst: dst.1,
+                chunk: Some(chunk),
+                checked: true,
+            },
+        )
+    }
+
+    /// The first packet of a connection by this protocol: a SYN, a datagram, an INIT.
+    pub fn first(protocol: u8, src: (F::Addr, u16), dst: (F::Addr, u16)) -> Self {
+        match protocol {
+            protocol::TCP => Self::tcp(src, dst, tcp_flags::SYN),
+            protocol::SCTP => Self::sctp(src, dst, sctp_chunk::INIT),
+            _ => Self::udp(src, dst),
+        }
+    }
+
+    /// A packet in the midst of such a connection.
+    pub fn later(protocol: u8, src: (F::Addr, u16), dst: (F::Addr, u16)) -> Self {
+        match protocol {
+            protocol::TCP => Self::tcp(src, dst, tcp_flags::ACK),
+            protocol::SCTP => Self::sctp(src, dst, 0),
+            _ => Self::udp(src, dst),
+        }
+    }
+
     /// The same packet from another source.
     #[must_use]
     pub fn from(mut self, source: (F::Addr, u16)) -> Self {
         self.src = source.0;
         match &mut self.transport {
-            Transport::Tcp { src, .. } | Transport::Udp { src, .. } => *src = source.1,
+            Transport::Tcp { src, .. } | Transport::Udp { src, .. } | Transport::Sctp { src, .. } => *src = source.1,
             Transport::Icmp { .. } | Transport::Other(_) => {}
         }
         self
@@ -150,7 +177,9 @@ impl<F: Cast> Frame<F> {
     pub fn to(mut self, destination: (F::Addr, u16)) -> Self {
         self.dst = destination.0;
         match &mut self.transport {
-            Transport::Tcp { dst, .. } | Transport::Udp { dst, .. } => *dst = destination.1,
+            Transport::Tcp { dst, .. } | Transport::Udp { dst, .. } | Transport::Sctp { dst, .. } => {
+                *dst = destination.1
+            }
             Transport::Icmp { .. } | Transport::Other(_) => {}
         }
         self
@@ -187,6 +216,7 @@ impl<F: Cast> Frame<F> {
         match self.transport {
             Transport::Tcp { .. } => protocol::TCP,
             Transport::Udp { .. } => protocol::UDP,
+            Transport::Sctp { .. } => protocol::SCTP,
             Transport::Icmp { .. } if F::IS_V6 => next_header::ICMPV6,
             Transport::Icmp { .. } => next_header::ICMP,
             Transport::Other(number) => number,
@@ -207,6 +237,15 @@ impl<F: Cast> Frame<F> {
                 bytes.extend(dst.to_be_bytes());
                 bytes.extend((8 + self.payload.len() as u16).to_be_bytes());
                 bytes.extend([0, 0]);
+            }
+            Transport::Sctp { src, dst, chunk, .. } => {
+                bytes.extend(src.to_be_bytes());
+                bytes.extend(dst.to_be_bytes());
+                bytes.extend([0x7a, 0x91, 0x0b, 0x3c, 0, 0, 0, 0]);
+                if let Some(chunk) = chunk {
+                    bytes.extend([chunk, 0]);
+                    bytes.extend((4 + self.payload.len() as u16).to_be_bytes());
+                }
             }
             Transport::Icmp { kind, code, rest } => {
                 bytes.extend([kind, code, 0, 0]);
@@ -240,6 +279,13 @@ impl<F: Cast> Frame<F> {
             Transport::Udp { checked: false, .. } => (6, 0),
             Transport::Udp { .. } => (6, if check == 0 { 0xffff } else { check }),
             Transport::Icmp { .. } => (2, check),
+            Transport::Sctp { checked, .. } => {
+                if checked {
+                    let check = crc32c(&bytes).to_le_bytes();
+                    bytes[8..12].copy_from_slice(&check);
+                }
+                return bytes;
+            }
             Transport::Other(_) => return bytes,
         };
         bytes[at..at + 2].copy_from_slice(&check.to_be_bytes());

@@ -21,7 +21,7 @@ impl Numbers {
 }
 
 /// Values that headers rarely have, or that mean something.
-const VALUES: [u8; 12] = [0, 1, 6, 17, 44, 51, 60, 0x45, 0x4f, 0x7f, 0x81, 0xff];
+const VALUES: [u8; 13] = [0, 1, 6, 17, 44, 51, 60, 0x45, 0x4f, 0x7f, 0x81, 132, 0xff];
 
 impl Scenario {
     /// The scenario with up to three bytes of the packet's headers changed, and what the host build makes of it.

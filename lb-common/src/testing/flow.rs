@@ -85,6 +85,13 @@ impl<F: Cast> Flow<F> {
         self
     }
 
+    /// The same by SCTP.
+    #[must_use]
+    pub fn by_sctp(mut self) -> Self {
+        self.protocol = protocol::SCTP;
+        self
+    }
+
     /// The same, made by XDP.
     #[must_use]
     pub fn by_xdp(mut self) -> Self {

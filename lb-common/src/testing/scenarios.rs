@@ -10,6 +10,7 @@
 //! | [`lifetime`] | connections that end, begin again, collide, or find no room |
 //! | [`headers`] | options, extension headers, VLAN tags, checksums |
 //! | [`foreign`] | what is not ours, and leaves as it came |
+//! | [`sctp`] | SCTP, on every hook |
 //! | [`node`] | processes of the node whose sockets were not translated |
 //! | [`socket`] | sockets |
 
@@ -22,6 +23,7 @@ mod lifetime;
 mod node;
 mod policy;
 mod reply;
+mod sctp;
 mod socket;
 
 use std::vec::Vec;
@@ -66,6 +68,7 @@ fn of<F: Cast>() -> Vec<Scenario> {
         lifetime::scenarios::<F>(),
         headers::scenarios::<F>(),
         foreign::scenarios::<F>(),
+        sctp::scenarios::<F>(),
         node::scenarios::<F>(),
         socket::scenarios::<F>(),
     ]

@@ -8,12 +8,11 @@ use lb_common::testing::frontends::{MASQUERADE_ALL, cluster_ip, load_balancer, w
 use lb_common::testing::scene::{HTTP, NODE_PORT, SNAT_PORT, TARGET};
 use lb_common::testing::{Cast, Frame, Scene, World, run};
 use lb_common::wire::Be16;
-use lb_common::wire::tcp_flags::{ACK, SYN};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::config;
 use super::sound::assert_sound;
+use super::{config, protocols};
 
 /// A connection: who, from which port, to what, and by which hooks.
 #[derive(Clone, Debug)]
@@ -21,18 +20,24 @@ struct Plan {
     client: usize,
     port: u16,
     frontend: usize,
-    is_udp: bool,
+    protocol: u8,
     xdp_there: bool,
     xdp_back: bool,
 }
 
 fn plans() -> impl Strategy<Value = Vec<Plan>> {
-    let plan = (0usize..4, 40_000u16..40_002, 0usize..5, any::<(bool, bool, bool)>());
-    let plan = plan.prop_map(|(client, port, frontend, (is_udp, xdp_there, xdp_back))| Plan {
+    let plan = (
+        0usize..4,
+        40_000u16..40_002,
+        0usize..5,
+        protocols(),
+        any::<(bool, bool)>(),
+    );
+    let plan = plan.prop_map(|(client, port, frontend, protocol, (xdp_there, xdp_back))| Plan {
         client,
         port,
         frontend,
-        is_udp,
+        protocol,
         xdp_there,
         xdp_back,
     });
@@ -71,7 +76,7 @@ impl Node {
             }
             world.config.snat_port_max = SNAT_PORT + 999;
         });
-        for protocol in [protocol::TCP, protocol::UDP] {
+        for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
             scene = scene
                 .frontend_of(protocol, F::VIP, HTTP, load_balancer(set))
                 .frontend_of(protocol, F::CLUSTER_IP, HTTP, cluster_ip(set))
@@ -136,19 +141,12 @@ fn travel<F: Cast>(plans: &[Plan]) -> Result<(), TestCaseError> {
         (F::EXTERNAL_IP, 81),
         (F::NODE_1, NODE_PORT),
     ];
-    let frame = |plan: &Plan, src: End<F>, dst: End<F>, flags: u8| {
-        if plan.is_udp {
-            Frame::<F>::udp(src, dst)
-        } else {
-            Frame::tcp(src, dst, flags)
-        }
-    };
     let mut node = Node::new::<F>();
     // What the backend sees of each connection; no two may look alike to it.
     let mut seen = HashMap::new();
     for plan in plans {
         let (client, frontend) = ((clients[plan.client], plan.port), frontends[plan.frontend]);
-        let packet = frame(plan, client, frontend, SYN).build();
+        let packet = Frame::<F>::first(plan.protocol, client, frontend).build();
         let arrived = match node.cross(&packet, plan.xdp_there) {
             Ok(arrived) => arrived,
             Err(reason) => return Err(TestCaseError::fail(format!("{plan:?} dropped: {reason:?}"))),
@@ -160,26 +158,27 @@ fn travel<F: Cast>(plans: &[Plan]) -> Result<(), TestCaseError> {
         prop_assert_ne!(src.0, dst.0, "a pod must not see itself as its client");
         let is_masqueraded = [F::NODE_1, F::GATEWAY].contains(&src.0);
         prop_assert!(is_masqueraded || src.0 == client.0);
-        if let Some(other) = seen.insert((plan.is_udp, src, dst), (client, frontend)) {
+        if let Some(other) = seen.insert((plan.protocol, src, dst), (client, frontend)) {
             prop_assert_eq!(other, (client, frontend), "two connections look alike to {:?}", dst);
         }
     }
-    for ((is_udp, src, dst), (client, frontend)) in &seen {
+    for ((protocol, src, dst), (client, frontend)) in &seen {
         let plan = plans
             .iter()
             .find(|plan| {
-                plan.is_udp == *is_udp
+                plan.protocol == *protocol
                     && (clients[plan.client], plan.port) == *client
                     && frontends[plan.frontend] == *frontend
             })
             .expect("it was planned");
-        let reply = frame(plan, *dst, *src, SYN | ACK).build();
+        let reply = Frame::<F>::later(*protocol, *dst, *src).build();
         let answer = node.cross(&reply, plan.xdp_back);
         let answer = answer.map_err(|reason| TestCaseError::fail(format!("reply to {plan:?} dropped: {reason:?}")))?;
         assert_sound(&answer);
         prop_assert_eq!(ends::<F>(&answer), (*frontend, *client), "{:?}", plan);
         // What follows goes the same way.
-        let next = node.cross(&frame(plan, *client, *frontend, ACK).build(), plan.xdp_there);
+        let next = Frame::<F>::later(*protocol, *client, *frontend).build();
+        let next = node.cross(&next, plan.xdp_there);
         let next = next.map_err(|reason| TestCaseError::fail(format!("{plan:?} dropped: {reason:?}")))?;
         prop_assert_eq!(ends::<F>(&next), (*src, *dst), "{:?}", plan);
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
-use lb_common::abi::protocol::{TCP, UDP};
+use lb_common::abi::protocol::{SCTP, TCP, UDP};
 
 use super::objects::{Fairway, Kind, Reference, client, frontend, stranger};
 use super::packets::{ACK, Course, Packet, SYN};
@@ -125,6 +125,7 @@ fn singles() -> Vec<Single> {
     vec![
         known("tcp4", fast, Some(1.6), Kind::Masqueraded, false, TCP, XDP_TX),
         known("udp4", fast, Some(1.6), Kind::Masqueraded, false, UDP, XDP_TX),
+        known("sctp4", fast, None, Kind::Masqueraded, false, SCTP, XDP_TX),
         known("tcp6", fast, Some(1.9), Kind::Masqueraded, true, TCP, XDP_TX),
         Single {
             is_reply: true,

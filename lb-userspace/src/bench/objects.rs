@@ -168,7 +168,7 @@ impl Fairway {
                 external: set,
                 internal: set,
             };
-            for protocol in [protocol::TCP, protocol::UDP] {
+            for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 let key = FrontendKey {
                     addr: lower(addr),
                     port: Port::new(port),

@@ -69,7 +69,6 @@ fn unusual<F: Cast>() -> Vec<Scenario> {
     [
         passes_in::<F>("A ping of a Service's address passes.", &echo),
         passes_in::<F>("An ICMP error about a packet passes.", &too_big),
-        passes_in::<F>("SCTP passes.", &with(Transport::Other(protocol::SCTP))),
         passes_in::<F>("A protocol without ports passes.", &with(Transport::Other(50))),
         bytes_pass_in::<F>("A frame that says it is ARP passes, whatever follows.", &arp),
         bytes_pass_in::<F>("A packet of another version than its frame says passes.", &version),
