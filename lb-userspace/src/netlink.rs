@@ -23,7 +23,9 @@ use ipnet::IpNet;
 use lb_common::abi::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -235,6 +237,7 @@ fn device(message: &LinkMessage) -> Device {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::LinkInfo(info) => device.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
             LinkAttribute::Xdp(xdp) => {
                 device.xdp = xdp.iter().fold(XdpState::None, |state, x| match x {

@@ -217,10 +217,9 @@ fn programs_run_on_every_device_and_on_those_that_appear() {
     );
     assert_eq!(
         (&uplink["xdp"], &uplink["uplink"]),
-        (&"native".into(), &true.into()),
-        "{uplink}"
+        (&Value::Null, &true.into()),
+        "XDP is not for veth devices unless it is asked for: {uplink}"
     );
-    assert!(node.attached("peer0")["xdp"].is_null());
 
     node.ip("link add name cni0 type bridge");
     node.ip("link add name veth0.5 type veth peer name veth1.5");
@@ -253,12 +252,30 @@ fn programs_run_on_every_device_and_on_those_that_appear() {
 }
 
 #[test]
+fn xdp_runs_on_veth_uplinks_where_it_is_asked_for_and_on_no_other_device() {
+    let Some(mut node) = Node::new(
+        "xdp_runs_on_veth_uplinks_where_it_is_asked_for_and_on_no_other_device",
+        "xdp",
+    ) else {
+        return;
+    };
+    node.start(&["--xdp", "native"]);
+    assert_eq!(node.attached("eth0")["xdp"], "native");
+    assert!(node.attached("peer0")["xdp"].is_null());
+    node.kill();
+    node.start(&[]);
+    assert!(node.attached("eth0")["xdp"].is_null());
+    let left: Vec<_> = node.links().into_iter().map(|(name, ..)| name).collect();
+    assert!(!left.iter().any(|name| name.starts_with("xdp")), "{left:?}");
+}
+
+#[test]
 fn a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place() {
     let name = "a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place";
     let Some(mut node) = Node::new(name, "restart") else {
         return;
     };
-    node.start(&[]);
+    node.start(&["--xdp", "native"]);
     let before = node.links();
     assert!(before.len() >= 5, "{before:?}");
     node.kill();
@@ -266,7 +283,7 @@ fn a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place() {
     let status = node.status().expect("the status can be seen without an agent");
     assert!(status["agent"].is_null() && status["agent_error"].is_string());
 
-    node.start(&[]);
+    node.start(&["--xdp", "native"]);
     let after = node.links();
     let ids = |links: &[(String, u32, u32)]| {
         links

@@ -56,7 +56,9 @@ pub enum TcMode {
 /// How XDP is attached to uplinks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum XdpMode {
-    /// Native where the driver can, else generic, else not at all.
+    /// Native where the driver can, else generic, else not at all. Not on veth devices (the nodes of kind have such
+    /// uplinks): their packets may come with unfinished checksums, which XDP cannot tell, and what XDP sends back is
+    /// lost unless the other end has a program too (`veth_xdp_flush` in drivers/net/veth.c, Linux 6.18).
     #[default]
     Auto,
     /// In the driver, or not at all.
@@ -305,7 +307,12 @@ impl Attacher {
                 Err(error) => attached.problems.push(format!("TC {}: {error}", direction.name())),
             }
         }
-        if uplink && device.kind == DeviceKind::Ethernet && self.options.xdp != XdpMode::Off {
+        let wanted = match self.options.xdp {
+            XdpMode::Auto => !device.veth,
+            XdpMode::Native | XdpMode::Generic => true,
+            XdpMode::Off => false,
+        };
+        if uplink && device.kind == DeviceKind::Ethernet && wanted {
             match hooks::attach_xdp(&mut self.ebpf, &self.pins, device, self.options.xdp) {
                 Ok(how) => attached.xdp = Some(how.into()),
                 Err(error) => {

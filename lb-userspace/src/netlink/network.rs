@@ -31,6 +31,8 @@ pub struct Device {
     pub name: String,
     /// What its packets look like.
     pub kind: DeviceKind,
+    /// It is one end of a veth pair.
+    pub veth: bool,
     /// Whether it is set up.
     pub up: bool,
     /// Its Ethernet address; zero if it has none.

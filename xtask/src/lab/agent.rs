@@ -55,6 +55,8 @@ impl Lab {
             .arg(self.manifests())
             .args(["--cluster-cidr", &CLUSTER_CIDRS.join(",")])
             .args(["--service-cidrs", &SERVICE_CIDRS.join(",")])
+            // The other ends of these veth devices are prepared for it.
+            .args(["--xdp", "native"])
             .arg("--cgroup")
             .arg(self.cgroup(Place::Node(node)))
             .arg("--pin-dir")
