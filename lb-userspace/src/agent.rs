@@ -383,12 +383,12 @@ impl Agent {
         let direct = self.table.direct();
         self.asked.retain(|hop, _| direct.contains(hop));
         for hop in direct {
-            let resolved = self.network.neighbours.get(&hop).is_some_and(|n| n.resolved);
+            let known = self.network.neighbours.get(&hop).copied().unwrap_or_default();
             let asked = self
                 .asked
                 .get(&hop)
                 .is_some_and(|at| now.duration_since(*at) < RESOLVE_AGAIN);
-            if asked || (resolved && !all) {
+            if asked || !known.is_asked_for(all) {
                 continue;
             }
             self.asked.insert(hop, now);

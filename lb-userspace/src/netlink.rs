@@ -122,7 +122,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Has the kernel resolve a next hop, or check one that it has not heard of for long.
+    /// Has the kernel resolve a next hop, or check one that it has not heard of for long. See
+    /// [`network::Neighbour::permanent`] for those that it must not be asked for.
     pub async fn resolve(&self, device: u32, next_hop: IpAddr) -> Result<(), NetlinkError> {
         self.handle
             .neighbours()
@@ -377,6 +378,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
             _ => {}
         }
     }
+    neighbour.permanent = message.header.state == NeighbourState::Permanent;
     neighbour.resolved = matches!(
         message.header.state,
         NeighbourState::Reachable

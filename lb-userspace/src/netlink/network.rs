@@ -112,6 +112,16 @@ pub struct Neighbour {
     pub mac: Mac,
     /// Whether the address may be used.
     pub resolved: bool,
+    /// Somebody has set it for good, as CNIs do for their tunnels. Asking the kernel for it would make it an ordinary
+    /// entry that expires (`NTF_USE` takes `NUD_PERMANENT` away, `net/core/neighbour.c`, Linux 5.16 and later).
+    pub permanent: bool,
+}
+
+impl Neighbour {
+    /// Whether the kernel is to be asked for it: where it is not known, or `all`, so that the kernel keeps it.
+    pub const fn is_asked_for(&self, all: bool) -> bool {
+        !self.permanent && (all || !self.resolved)
+    }
 }
 
 impl Network {
@@ -248,6 +258,7 @@ pub(crate) mod tests {
         let neighbour = |last| Neighbour {
             mac: Mac([6, 0, 0, 0, 0, last]),
             resolved: true,
+            ..Neighbour::default()
         };
         network.neighbours = [
             ((2, "192.0.2.254".parse().unwrap()), neighbour(254)),
@@ -266,6 +277,22 @@ pub(crate) mod tests {
             gateway: gateway.map(|g| g.parse().unwrap()),
             ..Route::default()
         }
+    }
+
+    #[test]
+    fn a_neighbour_that_somebody_set_for_good_is_never_asked_for() {
+        let unknown = Neighbour::default();
+        assert!(unknown.is_asked_for(false) && unknown.is_asked_for(true));
+        let learnt = Neighbour {
+            resolved: true,
+            ..unknown
+        };
+        assert!(!learnt.is_asked_for(false) && learnt.is_asked_for(true));
+        let set = Neighbour {
+            permanent: true,
+            ..learnt
+        };
+        assert!(!set.is_asked_for(false) && !set.is_asked_for(true));
     }
 
     #[test]
