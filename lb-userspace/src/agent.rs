@@ -13,6 +13,9 @@
 mod collector;
 mod lock;
 mod retry;
+mod telemetry;
+
+pub use telemetry::{Listen, Settings as TelemetrySettings};
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -43,6 +46,7 @@ use crate::reconcile::{Reconciler, Report};
 use crate::sources::{Event, kube, manifests};
 use collector::Collector;
 use retry::Retry;
+use telemetry::Telemetry;
 
 /// What is wrong is looked for this often, whether or not anything was heard.
 const AUDIT: Duration = Duration::from_secs(60);
@@ -70,6 +74,8 @@ pub struct Settings {
     pub sizes: Sizes,
     /// What is told of dropped packets.
     pub drops: Drops,
+    /// Where health and metrics are told.
+    pub telemetry: TelemetrySettings,
 }
 
 /// Where objects come from.
@@ -113,6 +119,7 @@ struct Agent {
     table: Table,
     reconciler: Reconciler<BpfMaps, Table>,
     collector: Collector,
+    telemetry: Telemetry,
     /// When next hops were asked for last.
     asked: HashMap<(u32, IpAddr), Instant>,
     waiting: bool,
@@ -135,6 +142,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         hooks,
         sizes,
         drops,
+        telemetry,
     } = settings;
     probe::privilege()?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
@@ -149,7 +157,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         load::log_drops(&mut ebpf)?;
     }
     write_config(&pins, &node.datapath)?;
-    let mut agent = Agent::start(Attacher::new(ebpf, pins.clone(), hooks), &pins, node, origin.name()).await?;
+    let attacher = Attacher::new(ebpf, pins.clone(), hooks);
+    let mut agent = Agent::start(attacher, &pins, node, &origin, &telemetry).await?;
     agent.started = started;
     info!(after_ms = millis(started), "the data path is loaded and attached");
 
@@ -165,11 +174,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         clock.reset();
     }
     loop {
+        agent.telemetry.round();
         tokio::select! {
             Some(event) = news.recv() => {
-                agent.reconciler.take(event);
+                agent.take(event);
                 while let Ok(event) = news.try_recv() {
-                    agent.reconciler.take(event);
+                    agent.take(event);
                 }
                 agent.reconcile().await;
             }
@@ -184,7 +194,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             () = agent.retry.due() => agent.reconcile().await,
             _ = audit.tick() => agent.audit().await,
             _ = resolve.tick() => agent.resolve(true).await,
-            _ = resolve_again.tick() => agent.resolve(false).await,
+            _ = resolve_again.tick() => agent.again().await,
             Some(answer) = questions.recv() => {
                 // Whoever asked may have gone.
                 let _gone = answer.send(agent.state());
@@ -244,7 +254,8 @@ impl Agent {
         mut attacher: Attacher,
         pins: &PinDir,
         node: desired::Settings,
-        source: String,
+        origin: &Origin,
+        telemetry: &TelemetrySettings,
     ) -> anyhow::Result<Self> {
         let watcher = Watcher::subscribe()?;
         let mut network = Network::default();
@@ -271,9 +282,11 @@ impl Agent {
         let arrays = maps.arrays();
         let reconciler = Reconciler::restore(maps, Arc::clone(&table), state)?;
         let collector = Collector::start(pins, arrays, reconciler.serving())?;
+        let name = &reconciler.node().settings.node_name;
+        let telemetry = Telemetry::start(telemetry, name, origin, pins, collector.shared());
         Ok(Self {
             started: Instant::now(),
-            source,
+            source: origin.name(),
             attacher,
             watcher,
             network,
@@ -281,6 +294,7 @@ impl Agent {
             table,
             reconciler,
             collector,
+            telemetry,
             asked: HashMap::new(),
             waiting: true,
             problems: Vec::new(),
@@ -289,8 +303,23 @@ impl Agent {
         })
     }
 
+    fn take(&mut self, event: Event) {
+        self.telemetry.heard(&event);
+        self.reconciler.take(event);
+    }
+
+    /// Tries again what did not succeed before.
+    async fn again(&mut self) {
+        self.resolve(false).await;
+        if self.telemetry.listen_again(&self.reconciler) {
+            self.tell_problems();
+        }
+    }
+
     async fn reconcile(&mut self) {
+        let began = Instant::now();
         let report = self.reconciler.reconcile();
+        self.telemetry.reconciled(&self.reconciler, &report, began.elapsed());
         self.done(&report, "programmed");
         if self.waiting && !report.waiting {
             self.waiting = false;
@@ -321,7 +350,8 @@ impl Agent {
 
     /// Logs problems that are new, and those that are gone.
     fn tell_problems(&mut self) {
-        let problems = self.reconciler.problems();
+        let mut problems = self.reconciler.problems();
+        problems.extend(self.telemetry.problems().cloned());
         if problems == self.problems {
             return;
         }
@@ -338,6 +368,7 @@ impl Agent {
         for problem in self.problems.iter().filter(|p| !problems.contains(p)) {
             info!(kind = %problem.kind, object = %problem.object, field = problem.field, "no longer wrong");
         }
+        self.telemetry.tell(&problems);
         self.problems = problems;
     }
 
@@ -402,6 +433,7 @@ impl Agent {
         self.network_changed(&netlink::ALL.into()).await;
         match self.reconciler.audit() {
             Ok(report) => {
+                self.telemetry.audited(&report);
                 self.done(&report, "repaired");
                 if report.ops > 0 {
                     warn!(
@@ -439,6 +471,7 @@ impl Agent {
             names: names.collect(),
             problems,
             connections: self.collector.seen(),
+            health: self.telemetry.state(),
         }
     }
 }

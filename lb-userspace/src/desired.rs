@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, IpFamily, ObjectKind, Policy, Problem, Protocol, Service, Standing};
+use crate::model::{EndpointSlice, IpFamily, ObjectKind, Policy, Problem, Protocol, Reason, Service, Standing};
 
 /// What the data path should do for a Service.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -51,13 +51,15 @@ pub struct DesiredPort {
     pub frontends: Vec<DesiredFrontend>,
 }
 
-/// The answer of a health check port.
+/// What a health check port answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
     /// The port.
     pub node_port: u16,
-    /// How many ready endpoints are on this node, by address.
-    pub local_endpoints: usize,
+    /// How many ready endpoints are on this node, by family: each address counts once, whatever its ports. `None`: the
+    /// Service is not there in the family, so nothing answers at the node's addresses of it. (kube-proxy has a server
+    /// for each family, since 1.36 at addresses of that family only.)
+    pub local_endpoints: [Option<usize>; 2],
 }
 
 /// What the data path should do for this Service, given its slices (in an order that does not change by itself).
@@ -67,12 +69,13 @@ pub fn desired(service: &Service, slices: &[&EndpointSlice], node: &NodeView) ->
         return desired;
     }
     desired.cluster_ips.clone_from(&service.cluster_ips);
-    let mut local_ready = [BTreeSet::new(), BTreeSet::new()];
+    let mut local_ready: [Option<BTreeSet<IpAddr>>; 2] = [None, None];
     for cluster_ip in &service.cluster_ips {
         let family = IpFamily::of(cluster_ip);
+        let local_ready = local_ready[family as usize].get_or_insert_default();
         for port in &service.ports {
             let endpoints = Endpoints::of_port(port, family, slices, node);
-            local_ready[family as usize].extend(endpoints.local_ready.iter().copied());
+            local_ready.extend(endpoints.local_ready.iter().copied());
             let frontends = frontends::of_port(service, port, *cluster_ip, &endpoints, node);
             desired.ports.push(DesiredPort {
                 name: port.name.clone(),
@@ -88,7 +91,7 @@ pub fn desired(service: &Service, slices: &[&EndpointSlice], node: &NodeView) ->
     if service.health_check_node_port != 0 && service.external_policy == Policy::Local {
         desired.health = Some(HealthCheck {
             node_port: service.health_check_node_port,
-            local_endpoints: local_ready.iter().map(BTreeSet::len).max().unwrap_or(0),
+            local_endpoints: local_ready.map(|addresses| addresses.map(|addresses| addresses.len())),
         });
     }
     desired.problems = own_addresses(service, node);
@@ -117,6 +120,7 @@ fn own_addresses(service: &Service, node: &NodeView) -> Vec<Problem> {
                 node.name
             ),
             remedy: "use an address that no node has, or make sure that nothing else listens on these ports".into(),
+            reason: Reason::NodeAddress,
         })
         .collect()
 }

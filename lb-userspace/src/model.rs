@@ -15,7 +15,7 @@ mod slice;
 
 pub use key::{IpFamily, ObjectKey, Protocol};
 pub use node::Node;
-pub use problem::{ObjectKind, Problem};
+pub use problem::{ObjectKind, Problem, Reason};
 pub use service::{Policy, Service, ServicePort, SourceRanges, Standing};
 pub use service_cidr::{ServiceCidr, ranges_of};
 pub use slice::{Endpoint, EndpointSlice, Hints, SlicePort};

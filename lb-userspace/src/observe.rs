@@ -4,6 +4,7 @@
 //! what is attached how, what is wrong) is asked of the agent.
 
 pub mod flows;
+pub mod metrics;
 pub mod services;
 pub mod state;
 pub mod status;

@@ -15,8 +15,12 @@ mod ids;
 mod lower;
 mod serving;
 mod snapshot;
+mod tally;
 
-use std::collections::HashSet;
+pub use snapshot::Numbers;
+pub use tally::NoLocal;
+
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,9 +30,10 @@ use self::diff::{Stage, diff};
 use self::lower::Lowering;
 pub use self::serving::{Pair, Serving};
 use self::snapshot::{NodeNews, Snapshot};
-use crate::desired::{LocalAddresses, NodeState, NodeView, desired};
+use self::tally::Tally;
+use crate::desired::{HealthCheck, LocalAddresses, NodeState, NodeView, desired};
 use crate::maps::{FamilyOp, MapContents, Maps, MapsError, Op};
-use crate::model::{ObjectKey, Problem, Protocol};
+use crate::model::{IpFamily, ObjectKey, Problem, Protocol};
 use crate::sources::Event;
 
 /// Tells which adjacency leads to a backend.
@@ -71,6 +76,9 @@ pub struct Report {
     pub flows_to_cut: bool,
     /// Changes that failed, or were put off since they build on one that did. They are tried again in the next run.
     pub failures: Vec<MapsError>,
+    /// What triggered the changes of endpoints that are in force now: by family, Unix milliseconds. None while
+    /// something failed.
+    pub triggers: Vec<(IpFamily, i64)>,
 }
 
 /// Keeps the maps equal to what the objects say.
@@ -82,6 +90,7 @@ pub struct Reconciler<M: Maps, H: NextHops> {
     view: NodeView,
     snapshot: Snapshot,
     lowering: Lowering,
+    tally: Tally,
     /// What the maps hold, as far as we know.
     actual: MapContents,
     /// What was in the maps at start has been taken over.
@@ -110,6 +119,7 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
             view: NodeView::default(),
             snapshot: Snapshot::default(),
             lowering,
+            tally: Tally::default(),
             actual,
             restored: false,
             node,
@@ -153,6 +163,7 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
             let slices = self.snapshot.slices(key);
             let desired = service.map(|service| (service, desired(service, &slices, &self.view)));
             let new = desired.as_ref().map(|(service, desired)| (*service, desired));
+            self.tally.service(key, new.map(|(_, desired)| desired));
             self.lowering.service(key, new, &self.next_hops);
         }
         if !self.restored {
@@ -161,6 +172,9 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
         }
         let mut report = self.write();
         report.services = changed.len();
+        if report.failures.is_empty() {
+            report.triggers = self.snapshot.take_triggers();
+        }
         report
     }
 
@@ -250,9 +264,29 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
         self.lowering.serving()
     }
 
+    /// The Services with a health check port, and what it answers.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectKey, HealthCheck> {
+        self.tally.health()
+    }
+
+    /// Service ports without an endpoint on this node that policy Local could use, by family.
+    pub fn no_local(&self) -> [NoLocal; 2] {
+        self.tally.no_local()
+    }
+
+    /// How many objects there are.
+    pub fn numbers(&self) -> Numbers {
+        self.snapshot.numbers()
+    }
+
     /// The state of the node that is worked with.
     pub fn node(&self) -> &NodeState {
         &self.node
+    }
+
+    /// What follows from it.
+    pub fn view(&self) -> &NodeView {
+        &self.view
     }
 
     /// What the maps should hold.

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::{Value, json};
 use support::api_server::ApiServer;
+use support::cluster::Cluster;
 use support::namespaces::{Namespaces, get_http, serve_http};
+use support::node::{binary, bpffs};
 use support::process::Program;
 use support::{poll, skip};
 
@@ -44,22 +44,6 @@ const NETWORK: &str = "
     ip netns exec @pod ethtool -K eth0 tx off >/dev/null
 ";
 
-/// The `fairway` binary that `cargo xtask test` has built, else the one that cargo built for this test.
-fn fairway() -> PathBuf {
-    std::env::var_os("FAIRWAY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_fairway").into(), PathBuf::from)
-}
-
-/// Whether bpffs is there, or could be mounted.
-fn bpffs() -> bool {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let there = mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf"));
-    there
-        || Command::new("mount")
-            .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
-            .status()
-            .is_ok_and(|status| status.success())
-}
-
 /// The agent of the node, with pins and a cgroup of its own. Made in the node's namespace.
 struct Agent {
     kubeconfig: PathBuf,
@@ -72,7 +56,7 @@ struct Agent {
 impl Agent {
     /// Starts it with the capabilities that `deploy/fairway.yaml` gives it, and no more.
     fn start(&mut self) {
-        let fairway = fairway().display().to_string();
+        let fairway = binary().display().to_string();
         let [kubeconfig, pins, cgroup] =
             [&self.kubeconfig, &self.pins, &self.cgroup].map(|path| path.display().to_string());
         let capabilities = ["--bounding-set", "-all,+bpf,+perfmon,+net_admin"];
@@ -123,7 +107,7 @@ impl Agent {
     /// Removes what is Fairway's from the node, and returns what the command said.
     fn cleanup(&mut self) -> String {
         self.kill();
-        let output = Command::new(fairway())
+        let output = Command::new(binary())
             .arg("cleanup")
             .arg("--pin-dir")
             .arg(&self.pins)
@@ -159,63 +143,30 @@ fn cgroup() -> Option<PathBuf> {
     Some(cgroup)
 }
 
-/// The objects of the test, changed through the API. Used in the node's namespace.
-struct Objects {
-    runtime: tokio::runtime::Runtime,
-    services: Api<core::Service>,
-    slices: Api<discovery::EndpointSlice>,
-}
-
-impl Objects {
-    fn of(server: &ApiServer) -> Self {
-        // All on this thread: it is the one that is in the namespace.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let client = runtime.block_on(server.client());
-        Self {
-            services: Api::default_namespaced(client.clone()),
-            slices: Api::default_namespaced(client),
-            runtime,
-        }
-    }
-
-    fn create_service(&self, object: Value) {
-        let service = serde_json::from_value(object).expect("it is a Service");
-        let parameters = PostParams::default();
-        let created = self.services.create(&parameters, &service);
-        self.runtime.block_on(created).expect("a Service can be created");
-    }
-
-    fn create_slice(&self, object: Value) {
-        let slice = serde_json::from_value(object).expect("it is an EndpointSlice");
-        let parameters = PostParams::default();
-        let created = self.slices.create(&parameters, &slice);
-        self.runtime.block_on(created).expect("an EndpointSlice can be created");
-    }
-
-    fn delete_slice(&self, name: &str) {
-        let parameters = DeleteParams::default();
-        let deleted = self.slices.delete(name, &parameters);
-        self.runtime.block_on(deleted).expect("an EndpointSlice can be deleted");
-    }
-}
+const SLICE: (&str, &str) = ("discovery.k8s.io/v1/EndpointSlice", "default/my-spring-app-1");
 
 fn service() -> Value {
     json!({
-        "metadata": {"name": "my-spring-app"},
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": "my-spring-app"},
         "spec": {
             "type": "NodePort",
             "clusterIP": "172.30.0.80",
-            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}],
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": 8080, "nodePort": 30080}],
         },
     })
 }
 
 fn slice() -> Value {
     json!({
-        "metadata": {"name": "my-spring-app-1", "labels": {"kubernetes.io/service-name": "my-spring-app"}},
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": "default",
+            "name": "my-spring-app-1",
+            "labels": {"kubernetes.io/service-name": "my-spring-app"},
+        },
         "addressType": "IPv4",
         "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
         "endpoints": [{"addresses": ["10.244.1.10"], "conditions": {"ready": true}, "nodeName": "node-1"}],
@@ -240,21 +191,11 @@ fn what_is_written_to_the_api_decides_where_requests_go() {
     let listener = namespaces.within("pod", move || TcpListener::bind(pod).expect("the port is free"));
     std::thread::spawn(move || serve_http(&listener, "pod-1"));
 
-    std::thread::scope(|scope| {
-        let path = format!("/run/netns/{}", namespaces.name("node"));
-        let ask = |target: &'static str| {
-            let target = target.parse().expect("an address");
-            namespaces.within("client", move || get_http(target))
-        };
-        let node = scope.spawn(move || {
-            let namespace = std::fs::File::open(path).expect("the node's namespace is there");
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("it can be entered");
-            in_the_node(&programs, cgroup, ask);
-        });
-        if let Err(panic) = node.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    let ask = |target: &'static str| {
+        let target = target.parse().expect("an address");
+        namespaces.within("client", move || get_http(target))
+    };
+    namespaces.within("node", || in_the_node(&programs, cgroup, ask));
 }
 
 /// The test, from within the node's namespace. `ask` sends a request from the client's.
@@ -262,7 +203,7 @@ fn in_the_node(programs: &Path, cgroup: PathBuf, ask: impl Fn(&'static str) -> s
     const CLUSTER_IP: &str = "172.30.0.80:80";
     const NODE_PORT: &str = "192.0.2.1:30080";
     let mut server = ApiServer::start(programs);
-    let objects = Objects::of(&server);
+    let cluster = Cluster::of(&server);
     let mut agent = Agent {
         kubeconfig: server.kubeconfig(),
         pins: format!("/sys/fs/bpf/fairway-api-{}", std::process::id()).into(),
@@ -272,8 +213,8 @@ fn in_the_node(programs: &Path, cgroup: PathBuf, ask: impl Fn(&'static str) -> s
     };
     agent.start();
 
-    objects.create_service(service());
-    objects.create_slice(slice());
+    cluster.apply(&service());
+    cluster.apply(&slice());
     let answered = |agent: &mut Agent, target| {
         poll(&format!("an answer from {target}"), PATIENCE, || {
             agent.must_run();
@@ -290,13 +231,13 @@ fn in_the_node(programs: &Path, cgroup: PathBuf, ask: impl Fn(&'static str) -> s
     );
 
     // Without endpoints connections are refused at once.
-    objects.delete_slice("my-spring-app-1");
+    cluster.delete(SLICE.0, SLICE.1, None);
     poll("a refusal", PATIENCE, || {
         agent.must_run();
         let refused = ask(CLUSTER_IP).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
         refused.then_some(())
     });
-    objects.create_slice(slice());
+    cluster.apply(&slice());
     answered(&mut agent, CLUSTER_IP);
 
     // Without the API everything stays.
@@ -315,7 +256,7 @@ fn in_the_node(programs: &Path, cgroup: PathBuf, ask: impl Fn(&'static str) -> s
     }
     // When it is back, the new agent follows it.
     server.start_again();
-    Objects::of(&server).delete_slice("my-spring-app-1");
+    Cluster::of(&server).delete(SLICE.0, SLICE.1, None);
     poll("a refusal", PATIENCE, || ask(NODE_PORT).is_err().then_some(()));
     agent.must_run();
 

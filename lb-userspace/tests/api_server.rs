@@ -16,9 +16,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use support::api_server::ApiServer;
+use support::cluster::apply_manifests_for_users;
 use support::proxy::Proxy;
 use support::skip;
 use tokio::sync::mpsc;
@@ -577,28 +578,6 @@ async fn what_is_written_to_the_api_comes_to_stand_in_the_maps() {
     frontend_becomes(&["no", "frontend"]).await;
 }
 
-/// Applies an object as `kubectl apply --validate=strict` does.
-async fn apply(client: &Client, object: &serde_json::Value) {
-    let text = |field: &str| {
-        object
-            .pointer(field)
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
-    };
-    let (group, version) = text("/apiVersion")
-        .rsplit_once('/')
-        .unwrap_or(("", text("/apiVersion")));
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
-    let api: Api<DynamicObject> = match text("/metadata/namespace") {
-        "" => Api::all_with(client.clone(), &resource),
-        namespace => Api::namespaced_with(client.clone(), namespace, &resource),
-    };
-    let parameters = PatchParams::apply("test").validation_strict();
-    api.patch(text("/metadata/name"), &parameters, &Patch::Apply(object))
-        .await
-        .unwrap_or_else(|error| panic!("cannot apply {} {}: {error}", text("/kind"), text("/metadata/name")));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_manifests_for_users_are_valid_and_their_role_is_enough_for_the_agent() {
     let Some(server) = server("the_manifests_for_users_are_valid_and_their_role_is_enough_for_the_agent") else {
@@ -612,18 +591,7 @@ async fn the_manifests_for_users_are_valid_and_their_role_is_enough_for_the_agen
     let mut source = Source::start(server.kubeconfig_for("agent", server.port()));
     source.says_nothing().await;
 
-    let manifests = include_str!("../../deploy/fairway.yaml");
-    let manifests: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifests).expect("they are YAML");
-    for object in &manifests {
-        apply(&client, object).await;
-    }
-    // The user of this test in the place of the service account, for which somebody would have to issue tokens.
-    let binding = manifests.iter().find(|object| object["kind"] == "ClusterRoleBinding");
-    let mut binding = binding.expect("there is one").clone();
-    binding["metadata"]["name"] = json!("test");
-    binding["subjects"] = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}]);
-    apply(&client, &binding).await;
-
+    apply_manifests_for_users(&client).await;
     source.until_listed().await;
     assert!(source.has("web"));
     cluster.create_slice("web-1", "web", &["10.0.0.1"]).await;

@@ -63,6 +63,11 @@ impl Collector {
     pub fn seen(&self) -> Vec<Connections> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// The same, for others to look at when they want.
+    pub fn shared(&self) -> Arc<Mutex<Vec<Connections>>> {
+        Arc::clone(&self.seen)
+    }
 }
 
 /// The table of one family, and what tells who serves what.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lb_common::abi::Config;
 use tracing_subscriber::EnvFilter;
 
-use crate::agent::{self, Origin};
+use crate::agent::{self, Listen, Origin, TelemetrySettings};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
 use crate::datapath::load::Drops;
 use crate::datapath::pin::{self, PinDir};
@@ -115,6 +115,25 @@ pub struct Args {
     /// only. [default: where cgroup2 is mounted]
     #[arg(long, value_name = "PATH", help_heading = "Hooks")]
     cgroup: Option<PathBuf>,
+
+    /// Where `/healthz` and `/livez` are answered: 200 while what the API says is in force, else 503. `/healthz` is also
+    /// 503 once the node is to be removed. 0.0.0.0 stands for all addresses of both families; `none` for nowhere.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT|none",
+        default_value = "0.0.0.0:10256",
+        help_heading = "Health and metrics"
+    )]
+    healthz_address: Listen,
+
+    /// Where metrics are told (`/metrics`, for Prometheus); `none` for nowhere.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT|none",
+        default_value = "127.0.0.1:10249",
+        help_heading = "Health and metrics"
+    )]
+    metrics_address: Listen,
 
     /// Where maps and links are pinned. Agents that run side by side need one each.
     #[arg(long, value_name = "PATH", default_value = pin::DEFAULT, help_heading = "State")]
@@ -310,6 +329,10 @@ impl Args {
                 sockets: self.max_sockets,
             },
             drops: if self.log_drops { Drops::Logged } else { Drops::Counted },
+            telemetry: TelemetrySettings {
+                healthz: self.healthz_address,
+                metrics: self.metrics_address,
+            },
         })
     }
 }

@@ -284,7 +284,7 @@ fn health_checks_count_ready_local_endpoints_by_address() {
         health,
         Some(HealthCheck {
             node_port: 32_000,
-            local_endpoints: 1
+            local_endpoints: [Some(1), None],
         })
     );
 }

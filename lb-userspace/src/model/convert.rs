@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ObjectKey, ObjectKind, Problem, Protocol};
+use super::{ObjectKey, ObjectKind, Problem, Protocol, Reason};
 
 /// Gathers what is wrong with one object.
 struct Findings {
@@ -34,6 +34,7 @@ impl Findings {
             field: field.into(),
             message: message.into(),
             remedy: remedy.into(),
+            reason: Reason::InvalidField,
         });
     }
 

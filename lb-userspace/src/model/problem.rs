@@ -19,6 +19,52 @@ pub enum ObjectKind {
     File,
 }
 
+/// What a [`Problem`] comes from, in one word: the reason of the Kubernetes Event that tells of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// A field says what cannot be served.
+    InvalidField,
+    /// Another Service has the address and port.
+    AddressConflict,
+    /// An address of a Service is one of this node's own.
+    NodeAddress,
+    /// A map of the data path has no room left.
+    MapFull,
+    /// A health check node port cannot be listened on; kube-proxy's word.
+    FailedToStartServiceHealthcheck,
+    /// `/healthz` cannot be served; kube-proxy's word.
+    FailedToStartProxierHealthcheck,
+    /// Metrics cannot be served; kube-proxy's word.
+    FailedToStartMetricServer,
+}
+
+impl Reason {
+    /// As it is written, in CamelCase.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidField => "InvalidField",
+            Self::AddressConflict => "AddressConflict",
+            Self::NodeAddress => "NodeAddress",
+            Self::MapFull => "MapFull",
+            Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
+            Self::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
+            Self::FailedToStartMetricServer => "FailedToStartMetricServer",
+        }
+    }
+
+    /// Whether it comes from this node's own state, so that other nodes need not have it.
+    pub const fn of_this_node(self) -> bool {
+        match self {
+            Self::InvalidField | Self::AddressConflict => false,
+            Self::NodeAddress
+            | Self::MapFull
+            | Self::FailedToStartServiceHealthcheck
+            | Self::FailedToStartProxierHealthcheck
+            | Self::FailedToStartMetricServer => true,
+        }
+    }
+}
+
 /// Something that is wrong with an object. The rest of the object, and all other objects, are served.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Problem {
@@ -32,6 +78,8 @@ pub struct Problem {
     pub message: String,
     /// What an operator should do about it, one sentence without a full stop.
     pub remedy: String,
+    /// What it comes from.
+    pub reason: Reason,
 }
 
 impl fmt::Display for ObjectKind {

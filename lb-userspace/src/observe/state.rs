@@ -70,6 +70,36 @@ pub struct State {
     pub problems: Vec<String>,
     /// Connections, when they were last counted.
     pub connections: Vec<Connections>,
+    /// What load balancers and probes are told.
+    pub health: Health,
+}
+
+/// What load balancers and probes are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// What was heard of is in force, or was heard of a short while ago.
+    pub healthy: bool,
+    /// The node is not about to go away.
+    pub node_eligible: bool,
+    /// Where `/healthz` and `/livez` are answered.
+    pub healthz: Option<String>,
+    /// Where metrics are told.
+    pub metrics: Option<String>,
+    /// The health check node ports that are open.
+    pub ports: Vec<HealthPort>,
+}
+
+/// A health check node port on one of the node's addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HealthPort {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub service: String,
+    /// Address and port.
+    pub address: String,
+    /// Ready endpoints on this node in the family of the address; 200 is answered if there are any.
+    pub local_endpoints: usize,
 }
 
 /// What the last pass over a connection table found.

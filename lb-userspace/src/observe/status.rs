@@ -8,7 +8,7 @@ use lb_common::abi::{
 };
 use serde::Serialize;
 
-use super::state::State;
+use super::state::{Health, State};
 use super::table;
 use crate::datapath::pin::PinDir;
 use crate::maps::MapsError;
@@ -156,6 +156,43 @@ pub fn counters(pins: &PinDir) -> Result<Vec<Count>, MapsError> {
     Ok(counts)
 }
 
+/// What probes are told, and where.
+fn health(health: &Health) -> String {
+    let at = |at: &Option<String>| at.clone().unwrap_or_else(|| "nowhere".to_owned());
+    let (agent, node) = (
+        if health.healthy {
+            "healthy"
+        } else {
+            "changes are not in force"
+        },
+        if health.node_eligible {
+            ""
+        } else {
+            ", the node is going away"
+        },
+    );
+    format!(
+        "health: {agent}{node}; /healthz and /livez on {}, /metrics on {}",
+        at(&health.healthz),
+        at(&health.metrics)
+    )
+}
+
+/// The health check node ports, if there are any.
+fn health_ports(health: &Health) -> Option<String> {
+    let mut ports = table::plain(&["HEALTH CHECK", "SERVICE", "LOCAL ENDPOINTS", "ANSWER"]);
+    for port in &health.ports {
+        let good = health.healthy && port.local_endpoints > 0;
+        ports.add_row([
+            port.address.clone(),
+            format!("{}/{}", port.namespace, port.service),
+            port.local_endpoints.to_string(),
+            if good { "200" } else { "503" }.to_owned(),
+        ]);
+    }
+    (!health.ports.is_empty()).then(|| table::text(&ports))
+}
+
 impl Status {
     /// For a terminal.
     pub fn table(&self) -> String {
@@ -168,6 +205,7 @@ impl Status {
                 devices.add_row([device.device.clone(), how(&device.ingress), how(&device.egress), xdp]);
             }
             parts.push(table::text(&devices));
+            parts.extend(health_ports(&agent.health));
         } else {
             parts.push(format!("pinned links: {}", self.links.join(", ")));
         }
@@ -204,7 +242,7 @@ impl Status {
         let pins = format!("pins: {}, layout version {}", self.pin_dir, self.layout_version);
         match (&self.agent, &self.agent_error) {
             (Some(agent), _) => format!(
-                "fairway {} on {}, process {}, up {} s\nobjects: {}{}\n{pins}\nsockets: {}",
+                "fairway {} on {}, process {}, up {} s\nobjects: {}{}\n{pins}\nsockets: {}\n{}",
                 agent.version,
                 agent.node,
                 agent.pid,
@@ -219,6 +257,7 @@ impl Status {
                     Some(cgroup) => format!("{} of 8 hooks on {cgroup}", agent.sockets.len()),
                     None => "not translated".to_owned(),
                 },
+                health(&agent.health),
             ),
             (None, error) => format!(
                 "the agent does not answer ({}); its programs go on by what they know\n{pins}",

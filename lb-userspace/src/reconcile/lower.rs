@@ -19,7 +19,7 @@ use super::{NextHops, ServicePortName};
 use crate::desired::{Desired, DesiredPort, NodeView};
 use crate::maglev;
 use crate::maps::{Limits, MapContents, MapFamily};
-use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem, Service};
+use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem, Reason, Service};
 
 pub(super) use family::{FamilyState, Touched};
 
@@ -374,5 +374,6 @@ fn no_room(service: &ObjectKey, port: &Arc<str>, map: &str) -> Problem {
         field: format!("spec.ports[{port}]"),
         message: format!("no room is left in {map}, so some of its endpoints get no connections"),
         remedy: "give the agent larger maps".into(),
+        reason: Reason::MapFull,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};
+use crate::model::{EndpointSlice, IpFamily, Node, ObjectKey, Problem, Service, Standing};
 use crate::sources::Event;
 
 /// What decides about every Service.
@@ -27,11 +27,42 @@ pub(super) struct Snapshot {
     slices_known: bool,
     origin_problems: Vec<Problem>,
     changed: HashSet<ObjectKey>,
+    /// What triggered the changes of endpoints that were taken: by family, Unix milliseconds.
+    triggers: Vec<(IpFamily, i64)>,
+    numbers: Numbers,
+}
+
+/// How many objects there are, and how many have come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Numbers {
+    /// Services that are served.
+    pub services: usize,
+    /// EndpointSlices.
+    pub slices: usize,
+    /// Endpoints in them.
+    pub endpoints: usize,
+    /// Services that were told of so far, each time that one was.
+    pub service_changes: u64,
+    /// EndpointSlices that were told of so far, each time that one was.
+    pub slice_changes: u64,
+}
+
+impl Numbers {
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::Services(all) => self.service_changes += all.len() as u64,
+            Event::Service(_) | Event::ServiceGone(_) => self.service_changes += 1,
+            Event::EndpointSlices(all) => self.slice_changes += all.len() as u64,
+            Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => self.slice_changes += 1,
+            Event::Node(_) | Event::ServiceCidrs(_) | Event::Problems(_) => {}
+        }
+    }
 }
 
 impl Snapshot {
     /// Takes news of objects. Gives back what is about the node.
     pub(super) fn take(&mut self, event: Event) -> Option<NodeNews> {
+        self.numbers.count(&event);
         match event {
             Event::Services(services) => {
                 self.services_known = true;
@@ -97,6 +128,18 @@ impl Snapshot {
         keys.filter_map(|key| self.slices.get(&key)).collect()
     }
 
+    /// What triggered the changes of endpoints since this was asked last.
+    pub(super) fn take_triggers(&mut self) -> Vec<(IpFamily, i64)> {
+        std::mem::take(&mut self.triggers)
+    }
+
+    pub(super) fn numbers(&self) -> Numbers {
+        Numbers {
+            slices: self.slices.len(),
+            ..self.numbers
+        }
+    }
+
     /// All that is wrong with the objects and their origin.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         let services = self.services.values().flat_map(|service| &service.problems);
@@ -107,13 +150,17 @@ impl Snapshot {
     fn put_service(&mut self, service: Service) {
         if self.services.get(&service.key) != Some(&service) {
             self.changed.insert(service.key.clone());
-            self.services.insert(service.key.clone(), service);
+            self.numbers.services += usize::from(service.standing == Standing::Served);
+            if let Some(before) = self.services.insert(service.key.clone(), service) {
+                self.numbers.services -= usize::from(before.standing == Standing::Served);
+            }
         }
     }
 
     fn drop_service(&mut self, key: &ObjectKey) {
-        if self.services.remove(key).is_some() {
+        if let Some(service) = self.services.remove(key) {
             self.changed.insert(key.clone());
+            self.numbers.services -= usize::from(service.standing == Standing::Served);
         }
     }
 
@@ -121,6 +168,13 @@ impl Snapshot {
         let before = self.slices.get(&slice.key);
         if before == Some(&slice) {
             return;
+        }
+        // Of a change to something else the annotation tells nothing.
+        let same = |before: &EndpointSlice| before.endpoints == slice.endpoints && before.ports == slice.ports;
+        if let Some(at) = slice.last_change_ms
+            && !before.is_some_and(same)
+        {
+            self.triggers.push((slice.family, at));
         }
         if before.is_some_and(|before| before.service != slice.service) {
             self.drop_slice(&slice.key.clone());
@@ -130,11 +184,18 @@ impl Snapshot {
             let names = self.slices_of.entry(service.clone()).or_default();
             names.insert(slice.key.name.clone());
         }
-        self.slices.insert(slice.key.clone(), slice);
+        self.numbers.endpoints += slice.endpoints.len();
+        if let Some(before) = self.slices.insert(slice.key.clone(), slice) {
+            self.numbers.endpoints -= before.endpoints.len();
+        }
     }
 
     fn drop_slice(&mut self, key: &ObjectKey) {
-        let Some(service) = self.slices.remove(key).and_then(|slice| slice.service) else {
+        let Some(slice) = self.slices.remove(key) else {
+            return;
+        };
+        self.numbers.endpoints -= slice.endpoints.len();
+        let Some(service) = slice.service else {
             return;
         };
         if let Some(names) = self.slices_of.get_mut(&service) {

@@ -202,7 +202,7 @@ impl TestNode {
         });
         checks
             .find(|health| health.node_port == node_port)
-            .map(|health| health.local_endpoints)
+            .and_then(|health| health.local_endpoints.into_iter().flatten().max())
     }
 
     pub fn has_address(&self, addr: IpAddr) -> bool {

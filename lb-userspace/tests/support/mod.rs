@@ -6,7 +6,9 @@
 )]
 
 pub mod api_server;
+pub mod cluster;
 pub mod namespaces;
+pub mod node;
 pub mod process;
 pub mod proxy;
 

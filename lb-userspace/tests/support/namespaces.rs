@@ -55,21 +55,39 @@ impl Namespaces {
 
     /// Runs something in a thread in a namespace. Whatever it starts is there as well.
     pub fn spawn<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let path = format!("/run/netns/{}", self.name(name));
+        let path = self.path(name);
         thread::spawn(move || {
-            let namespace = File::open(&path).unwrap_or_else(|error| panic!("cannot open {path}: {error}"));
-            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| panic!("cannot enter {path}: {error}"));
+            enter(&path);
             work()
         })
     }
 
     /// Runs something in a namespace and waits for it.
-    pub fn within<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-        match self.spawn(name, work).join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+    pub fn within<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.path(name), work)
     }
+
+    /// Where a namespace is found.
+    pub fn path(&self, name: &str) -> String {
+        format!("/run/netns/{}", self.name(name))
+    }
+}
+
+/// Runs something in a namespace that is found there, and waits for it.
+pub fn within<T: Send>(path: &str, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let entered = scope.spawn(move || {
+            enter(path);
+            work()
+        });
+        entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Enters a namespace with this thread.
+fn enter(path: &str) {
+    let namespace = File::open(path).unwrap_or_else(|error| panic!("cannot open {path}: {error}"));
+    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| panic!("cannot enter {path}: {error}"));
 }
 
 impl Drop for Namespaces {
@@ -107,19 +125,47 @@ pub fn serve_http(listener: &TcpListener, pod: &'static str) {
     }
 }
 
+/// An answer by HTTP.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its first line, and its headers.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// Its status code.
+    pub fn code(&self) -> u16 {
+        let code = self.head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        code.unwrap_or_else(|| panic!("no status in {self:?}"))
+    }
+}
+
 /// Sends a request, and returns the body of the answer.
 ///
 /// # Errors
 /// As the connection fails.
 pub fn get_http(target: SocketAddr) -> std::io::Result<String> {
+    Ok(ask_http(target, "/")?.body)
+}
+
+/// Sends a request for this path.
+///
+/// # Errors
+/// As the connection fails.
+pub fn ask_http(target: SocketAddr, path: &str) -> std::io::Result<Answer> {
     let limit = Duration::from_secs(5);
     let mut connection = TcpStream::connect_timeout(&target, limit)?;
     connection.set_read_timeout(Some(limit))?;
     write!(
         connection,
-        "GET / HTTP/1.1\r\nHost: myapp.example.com\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: myapp.example.com\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
-    Ok(answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok(Answer {
+        head: head.to_owned(),
+        body: body.to_owned(),
+    })
 }

@@ -14,7 +14,7 @@ use super::{Content, Shared};
 use crate::desired::{DesiredBackend, DesiredFrontend, DesiredPort, FrontendKind, NodeView, Set};
 use crate::maglev;
 use crate::maps::{FamilyContents, Limits, MapContents, MapFamily};
-use crate::model::{ObjectKey, ObjectKind, Problem, Service};
+use crate::model::{ObjectKey, ObjectKind, Problem, Reason, Service};
 use crate::reconcile::NextHops;
 use crate::reconcile::ids::BackendIds;
 use crate::reconcile::serving::{Pair, Serving};
@@ -144,6 +144,7 @@ impl<F: MapFamily> FamilyState<F> {
                         key.port.get()
                     ),
                     remedy: "let only one Service have it".into(),
+                    reason: Reason::AddressConflict,
                 }
             })
         })

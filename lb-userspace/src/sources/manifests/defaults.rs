@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServiceSpec, SessionAf
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem};
+use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem, Reason};
 
 /// The API server's default `--service-node-port-range`.
 const NODE_PORTS: std::ops::RangeInclusive<i32> = 30_000..=32_767;
@@ -196,6 +196,7 @@ fn no_address(key: &ObjectKey, message: String) -> Problem {
         field: "spec.clusterIPs".into(),
         message,
         remedy: "write one down, or start the agent with --service-cidrs to have it assigned".into(),
+        reason: Reason::InvalidField,
     }
 }
 
@@ -249,6 +250,7 @@ impl Ports {
             field: "spec.ports[].nodePort".into(),
             message: format!("no NodePort from {first} to {last} is left for it"),
             remedy: "remove Services of type NodePort or LoadBalancer".into(),
+            reason: Reason::InvalidField,
         })?;
         self.0.insert((number, protocol.to_owned()));
         Ok(number)

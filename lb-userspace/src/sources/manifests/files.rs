@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::debug;
 
-use crate::model::{ObjectKey, ObjectKind, Problem};
+use crate::model::{ObjectKey, ObjectKind, Problem, Reason};
 
 /// The API's namespace for objects that name none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -276,6 +276,7 @@ fn problem(path: &Path, field: impl Into<String>, message: &str, remedy: &str) -
         field: if field.is_empty() { "content".into() } else { field },
         message: message.into(),
         remedy: remedy.into(),
+        reason: Reason::InvalidField,
     }
 }
 

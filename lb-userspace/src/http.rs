@@ -1,0 +1,135 @@
+//! The agent's small HTTP servers: health checks and metrics, which anybody on the network may ask.
+//!
+//! A server ends its connections with it, so that no load balancer goes on asking one that is gone over a connection that
+//! it has kept. Clients that say nothing are cut off, and there are never many at a time.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+use tracing::debug;
+
+/// Connections that a server has at a time; more have to wait.
+const CONNECTIONS: usize = 64;
+/// Connections that wait.
+const BACKLOG: u32 = 128;
+/// A client has to say what it wants within this, and again on a connection that it keeps.
+const SILENCE: Duration = Duration::from_secs(30);
+/// After a connection could not be taken (no file descriptor is left, for example) it is tried again after this.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A running server. It ends when this is dropped, and its port is free at once.
+#[derive(Debug)]
+pub struct Server {
+    task: AbortHandle,
+    listener: OwnedFd,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The task lets go of the listener when it is its turn to; another server may be about to listen there.
+        if let Err(error) = shutdown(self.listener.as_raw_fd(), Shutdown::Both) {
+            debug!(%error, "a port is closed later");
+        }
+        self.task.abort();
+    }
+}
+
+/// Listens on an address, before it exists if need be. On `0.0.0.0` and `[::]` it listens for their family only.
+///
+/// # Errors
+/// If the port is in use.
+pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(at, true)?;
+    // A new IPv6 address cannot be bound to otherwise for a second or two, while its neighbours are asked whether they
+    // have it.
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(at)?;
+    socket.listen(BACKLOG)
+}
+
+/// Listens on an address; `0.0.0.0` and `[::]` stand for all addresses of both families, as they do for kube-proxy.
+///
+/// # Errors
+/// If the port is in use, or the address is none of this node's.
+pub fn listen_all(at: SocketAddr) -> io::Result<TcpListener> {
+    let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, at.port()));
+    let (at, socket) = match at.ip().is_unspecified().then(|| socket(everywhere, false)) {
+        Some(Ok(both)) => (everywhere, both),
+        // The kernel has no IPv6.
+        Some(Err(_)) => {
+            let at = SocketAddr::from((Ipv4Addr::UNSPECIFIED, at.port()));
+            (at, socket(at, true)?)
+        }
+        None => (at, socket(at, true)?),
+    };
+    socket.bind(at)?;
+    socket.listen(BACKLOG)
+}
+
+fn socket(at: SocketAddr, own_family_only: bool) -> io::Result<TcpSocket> {
+    let socket = match at.ip() {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            setsockopt(&socket, sockopt::Ipv6V6Only, &own_family_only)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
+}
+
+/// Answers by this router. To be called within the runtime.
+///
+/// # Errors
+/// If no file descriptor is left.
+pub fn serve(listener: TcpListener, router: Router) -> io::Result<Server> {
+    Ok(Server {
+        listener: listener.as_fd().try_clone_to_owned()?,
+        task: tokio::spawn(accept(listener, router)).abort_handle(),
+    })
+}
+
+async fn accept(listener: TcpListener, router: Router) -> Infallible {
+    // They end when this task is aborted.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.len() >= CONNECTIONS {
+            connections.join_next().await;
+        }
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(answer(stream, router.clone()));
+                }
+                Err(error) => {
+                    debug!(%error, "a connection could not be taken");
+                    sleep(AGAIN).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, router: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(SILENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        debug!(%error, "a connection ended early");
+    }
+}
