@@ -212,6 +212,7 @@ pub(crate) mod tests {
             index,
             name: name.into(),
             kind: DeviceKind::Ethernet,
+            veth: name.starts_with("veth"),
             up: true,
             mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: if name == "vxlan0" { 1450 } else { 1500 },
