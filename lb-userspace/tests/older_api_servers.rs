@@ -2,9 +2,10 @@
 //! servers do.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use fairway::model::{Policy, Standing};
 use fairway::sources::Event;
 use fairway::sources::kube::{Access, Options, run};
 use serde_json::{Value, json};
@@ -73,10 +74,26 @@ fn refusal(code: u16, reason: &str, message: &str) -> (u16, Value) {
 fn list(request: &str) -> Value {
     let metadata = json!({"name": "web", "namespace": "shop", "resourceVersion": "7"});
     let (kind, version, items) = if request.contains("/services?") {
-        let spec = json!({"clusterIP": "172.30.0.80", "clusterIPs": ["172.30.0.80"], "ports": [{"port": 80}]});
-        ("ServiceList", "v1", json!([{"metadata": metadata, "spec": spec}]))
+        // Before 1.20 a Service said nothing of families and lists, before 1.22 nothing of its internal policy, before
+        // 1.29 a load balancer's address nothing of its mode.
+        let spec =
+            json!({"type": "LoadBalancer", "clusterIP": "172.30.0.80", "ports": [{"port": 80, "protocol": "TCP"}]});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.80"}]}});
+        (
+            "ServiceList",
+            "v1",
+            json!([{"metadata": metadata, "spec": spec, "status": status}]),
+        )
     } else if request.contains("/endpointslices?") {
-        let slice = json!({"metadata": metadata, "addressType": "IPv4", "endpoints": [], "ports": []});
+        // Before 1.22 the only condition was whether an endpoint is ready, and even that could be left out.
+        let endpoints = json!([
+            {"addresses": ["10.0.0.1"], "nodeName": "node-1"},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
+        ]);
+        let mut metadata = metadata;
+        metadata["labels"] = json!({"kubernetes.io/service-name": "web"});
+        let ports = json!([{"name": "", "port": 8080, "protocol": "TCP"}]);
+        let slice = json!({"metadata": metadata, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
         ("EndpointSliceList", "discovery.k8s.io/v1", json!([slice]))
     } else {
         ("NodeList", "v1", json!([]))
@@ -84,8 +101,8 @@ fn list(request: &str) -> Value {
     json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": "7"}, "items": items})
 }
 
-/// What the source says first, as names of events with the number of objects.
-async fn first_events(streams: Streams) -> Vec<String> {
+/// What the source says first.
+async fn first_events(streams: Streams) -> Vec<Event> {
     let port = server(streams);
     let kubeconfig = std::env::temp_dir().join(format!("fairway-older-{}-{port}", std::process::id()));
     let text = json!({
@@ -107,28 +124,71 @@ async fn first_events(streams: Streams) -> Vec<String> {
         let event = timeout(Duration::from_secs(40), events.recv())
             .await
             .expect("the lists come");
-        said.push(match event.expect("the source goes on") {
+        said.push(event.expect("the source goes on"));
+    }
+    task.abort();
+    let _ = std::fs::remove_file(kubeconfig);
+    said
+}
+
+/// The same, as names of events with the number of objects.
+async fn first_names(streams: Streams) -> Vec<String> {
+    let events = first_events(streams).await;
+    let mut names: Vec<String> = events
+        .iter()
+        .map(|event| match event {
             Event::Services(list) => format!("Services {}", list.len()),
             Event::EndpointSlices(list) => format!("EndpointSlices {}", list.len()),
             Event::Node(node) => format!("Node {}", node.is_some()),
             Event::ServiceCidrs(ranges) => format!("ServiceCIDRs {}", ranges.is_some()),
             other => panic!("unexpected: {other:?}"),
-        });
-    }
-    task.abort();
-    let _ = std::fs::remove_file(kubeconfig);
-    said.sort();
-    said
+        })
+        .collect();
+    names.sort();
+    names
 }
 
 const ALL: [&str; 4] = ["EndpointSlices 1", "Node false", "ServiceCIDRs false", "Services 1"];
 
 #[tokio::test]
 async fn a_server_that_refuses_streams_and_field_selectors_is_asked_for_plain_lists() {
-    assert_eq!(first_events(Streams::Refused).await, ALL);
+    assert_eq!(first_names(Streams::Refused).await, ALL);
+}
+
+#[tokio::test]
+async fn fields_that_older_servers_do_not_have_mean_what_they_meant_there() {
+    for event in first_events(Streams::Refused).await {
+        match event {
+            Event::Services(list) => {
+                let [service] = &*list else {
+                    panic!("one Service, not {list:?}");
+                };
+                let addr = |text: &str| -> Vec<IpAddr> { vec![text.parse().expect("an address")] };
+                assert_eq!(service.standing, Standing::Served);
+                assert_eq!(service.cluster_ips, addr("172.30.0.80"));
+                assert_eq!(service.load_balancer_ips, addr("198.51.100.80"));
+                assert_eq!(
+                    (service.internal_policy, service.external_policy),
+                    (Policy::Cluster, Policy::Cluster)
+                );
+                assert_eq!((service.affinity_timeout_s, service.health_check_node_port), (None, 0));
+                assert_eq!(service.problems, []);
+            }
+            Event::EndpointSlices(list) => {
+                let conditions = list[0].endpoints.iter().map(|e| (e.ready, e.serving, e.terminating));
+                assert_eq!(
+                    conditions.collect::<Vec<_>>(),
+                    [(true, true, false), (false, true, false)]
+                );
+                assert_eq!(list[0].endpoints[0].node.as_deref(), Some("node-1"));
+                assert_eq!((&list[0].problems[..], list[0].ports.len()), (&[][..], 1));
+            }
+            _ => {}
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_know_of_streamed_lists_is_asked_for_plain_lists_after_a_while() {
-    assert_eq!(first_events(Streams::Ignored).await, ALL);
+    assert_eq!(first_names(Streams::Ignored).await, ALL);
 }

@@ -1,5 +1,5 @@
-//! Real Kubernetes components for tests: a kube-apiserver with its etcd and, for the lab, the controller manager,
-//! kube-proxy and kubectl.
+//! Real Kubernetes components for tests: a kube-apiserver with its etcd and its controller manager and, to compare with
+//! and to look around, kube-proxy and kubectl.
 //!
 //! They are built from their Go modules (`xtask/kubernetes/go.mod` pins Kubernetes and names every staging module by
 //! its published version, since `go install` refuses modules with replace directives) and kept in
@@ -62,10 +62,10 @@ impl Component {
         Self::Kubectl,
     ];
     /// Those that the tests need.
-    pub const FOR_TESTS: [Self; 2] = [Self::KubeApiserver, Self::Etcd];
+    pub const FOR_TESTS: [Self; 3] = [Self::KubeApiserver, Self::Etcd, Self::KubeControllerManager];
 
     /// Name of the program.
-    const fn program(self) -> &'static str {
+    pub const fn program(self) -> &'static str {
         match self {
             Self::KubeApiserver => "kube-apiserver",
             Self::Etcd => "etcd",
@@ -76,7 +76,7 @@ impl Component {
     }
 }
 
-/// The folder with what the tests need (kube-apiserver and etcd), built first if it is not there.
+/// The folder with what the tests need (kube-apiserver, etcd, kube-controller-manager), built first if it is not there.
 ///
 /// # Errors
 /// See [`ensure_components`].

@@ -307,12 +307,12 @@ fn cargo_deny() -> Check {
     }
 }
 
-/// The components that tests of the API source start.
-const KUBERNETES_PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];
-
 fn api_server() -> Check {
-    let name = "kube-apiserver and etcd, or Go to build them";
-    let complete = |folder: &Path| KUBERNETES_PROGRAMS.iter().all(|program| folder.join(program).is_file());
+    let name = "kube-apiserver, its etcd and controllers, or Go to build them";
+    let complete = |folder: &Path| {
+        let mut programs = kubernetes::Component::FOR_TESTS.iter();
+        programs.all(|component| folder.join(component.program()).is_file())
+    };
     let folders = [
         std::env::var_os("KUBEBUILDER_ASSETS").map(Into::into),
         kubernetes::folder().ok(),
@@ -326,7 +326,7 @@ fn api_server() -> Check {
             Need::Kubernetes,
             name,
             "not found",
-            "install Go 1.26 or later (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with both",
+            "install Go 1.26 or later (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with them",
         ),
     }
 }

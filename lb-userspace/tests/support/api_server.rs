@@ -18,6 +18,9 @@ use super::process::Program;
 pub const SERVICE_CIDRS: &str = "172.30.0.0/16,fd00:172:30::/112";
 /// Who the server knows, with their groups: an administrator, and somebody who may do what roles allow.
 pub const USERS: [(&str, &str); 2] = [("admin", "system:masters"), ("agent", "agents")];
+/// What of kube-controller-manager is run: it makes the pods of Deployments, and EndpointSlices of all kinds.
+const CONTROLLERS: &str = "deployment-controller,replicaset-controller,endpoints-controller,endpointslice-controller,\
+                           endpointslice-mirroring-controller";
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(180);
 
@@ -56,6 +59,29 @@ impl ApiServer {
             return Err("needs openssl, to make the API server's key".to_owned());
         }
         Ok(folder)
+    }
+
+    /// The folder as above, if it has the controllers as well.
+    pub fn programs_with_controllers() -> Result<PathBuf, String> {
+        let folder = Self::programs()?;
+        if folder.join("kube-controller-manager").is_file() {
+            Ok(folder)
+        } else {
+            Err(format!("needs kube-controller-manager in {}", folder.display()))
+        }
+    }
+
+    /// Starts the controllers. They are told of nothing but this server, and wait for it when it is away.
+    pub fn start_controllers(&self) -> Program {
+        let arguments = [
+            format!("--kubeconfig={}", self.kubeconfig().display()),
+            format!("--controllers={CONTROLLERS}"),
+            "--leader-elect=false".to_owned(),
+            "--secure-port=0".to_owned(),
+            "--kube-api-qps=500".to_owned(),
+            "--kube-api-burst=500".to_owned(),
+        ];
+        self.run("kube-controller-manager", &arguments)
     }
 
     /// Starts etcd and an API server, and waits until it is ready.

@@ -11,6 +11,7 @@ pub mod namespaces;
 pub mod node;
 pub mod process;
 pub mod proxy;
+pub mod world;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

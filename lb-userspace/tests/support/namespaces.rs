@@ -106,8 +106,20 @@ fn run(line: &str) {
 
 /// Answers every HTTP request with this pod's name and the source that it saw, until the test ends.
 pub fn serve_http(listener: &TcpListener, pod: &'static str) {
+    serve(listener, move |connection| {
+        Ok(format!("{pod} {}", connection.peer_addr()?.ip()))
+    });
+}
+
+/// Answers every HTTP request with the address and port that it came to, until the test ends.
+pub fn serve_http_by_address(listener: &TcpListener) {
+    serve(listener, |connection| Ok(connection.local_addr()?.to_string()));
+}
+
+fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> std::io::Result<String> + Clone + Send + 'static) {
     for connection in listener.incoming() {
         let Ok(mut connection) = connection else { continue };
+        let answer = answer.clone();
         thread::spawn(move || -> std::io::Result<()> {
             connection.set_read_timeout(Some(Duration::from_secs(5)))?;
             let mut request = BufReader::new(connection.try_clone()?);
@@ -115,7 +127,7 @@ pub fn serve_http(listener: &TcpListener, pod: &'static str) {
             while request.read_line(&mut line)? > 2 {
                 line.clear();
             }
-            let body = format!("{pod} {}", connection.peer_addr()?.ip());
+            let body = answer(&connection)?;
             let length = body.len();
             write!(
                 connection,

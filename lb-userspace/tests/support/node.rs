@@ -37,6 +37,11 @@ pub struct Node {
 impl Node {
     /// The node, unless it cannot be made here.
     pub fn new(test: &str, short: &str) -> Option<Self> {
+        Self::within(test, short, &["node"], NETWORK)
+    }
+
+    /// The node `node` among other namespaces, which this script connects.
+    pub fn within(test: &str, short: &str, names: &[&'static str], script: &str) -> Option<Self> {
         if let Some(reason) = Namespaces::missing().or_else(|| (!bpffs()).then(|| "needs bpffs".to_owned())) {
             skip(test, &reason);
             return None;
@@ -52,7 +57,7 @@ impl Node {
             std::fs::create_dir_all(cgroup).expect("a cgroup can be made");
         }
         Some(Self {
-            namespaces: Namespaces::new(short, &["node"], NETWORK),
+            namespaces: Namespaces::new(short, names, script),
             folder,
             cgroup,
             pins: PinDir::new(format!("/sys/fs/bpf/{name}")),
