@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_common::abi::{Addr4, Addr6, Address, Backend, Connection};
 use tracing::{debug, warn};
@@ -19,8 +19,8 @@ use crate::sys::MappedArray;
 
 /// How often the tables are gone through, at most.
 const EVERY: Duration = Duration::from_secs(5);
-/// Passes take this part of the time at most.
-const SHARE: u32 = 20;
+/// However often backends stop serving, passes take no more than one part of the time in so many.
+const SHARE: u32 = 5;
 /// Of so many passes one looks for entries that lost their connection.
 const DEEP: u32 = 12;
 
@@ -132,18 +132,18 @@ impl<A: Address> Side<A> {
 }
 
 fn run(mut v4: Side<Addr4>, mut v6: Side<Addr6>, clock: &Clock, woken: &Receiver<()>, seen: &Mutex<Vec<Connections>>) {
-    let mut rest = Duration::ZERO;
+    let mut earliest = Instant::now();
     for round in 1_u32.. {
-        match woken.recv_timeout(EVERY.max(rest)) {
-            // Changes in quick succession are taken together, as far as the share asks for it.
-            Ok(()) => sleep(rest),
+        match woken.recv_timeout(EVERY) {
+            // A lone change is followed at once; changes in quick succession are taken together.
+            Ok(()) => sleep(earliest.saturating_duration_since(Instant::now())),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let deep = round.is_multiple_of(DEEP);
         let (first, took4) = v4.pass(clock, deep);
         let (second, took6) = v6.pass(clock, deep);
-        rest = (took4 + took6) * SHARE;
+        earliest = Instant::now() + (took4 + took6) * (SHARE - 1);
         *seen.lock().unwrap_or_else(PoisonError::into_inner) = vec![first, second];
     }
 }
