@@ -14,7 +14,7 @@ mod counters;
 mod service;
 
 pub use address::{Addr4, Addr6, Address, Family, Mac, Port, V4, V6};
-pub use connection::{Connection, Direction, Peer, SocketKey, Tuple, conn_flags, tcp_state};
+pub use connection::{Connection, Direction, Peer, SocketKey, Tuple, conn_flags, socket_side, tcp_state};
 pub use counters::{COUNTER_SLOTS, DropReason, Hook, Outcome};
 pub use service::{
     Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, BackendSet, Config, Frontend, FrontendKey, LpmKey,
@@ -22,7 +22,7 @@ pub use service::{
 };
 
 /// Version of all layouts together. Maps pinned by an agent with another version are not taken over.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol numbers that have ports.
 pub mod protocol {

@@ -6,6 +6,7 @@
 //! seen last, and is removed as a whole.
 
 pub mod clock;
+pub mod sockets;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -97,6 +97,12 @@ pub trait Address: Copy + Eq + Hash + Default + fmt::Debug + Into<IpAddr> + From
 
     /// The address of such words.
     fn from_words(words: [u32; 4]) -> Self;
+
+    /// The address that stands for all loopback addresses among frontends.
+    const LOOPBACK: Self;
+
+    /// Whether it is a loopback address.
+    fn is_loopback(&self) -> bool;
 }
 
 impl Address for Addr4 {
@@ -110,6 +116,14 @@ impl Address for Addr4 {
         let [first, ..] = words;
         Self(first)
     }
+
+    const LOOPBACK: Self = Self::from_octets([127, 0, 0, 1]);
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        let [first, ..] = self.octets();
+        first == 127
+    }
 }
 
 impl Address for Addr6 {
@@ -121,6 +135,13 @@ impl Address for Addr6 {
     #[inline(always)]
     fn from_words(words: [u32; 4]) -> Self {
         Self(words)
+    }
+
+    const LOOPBACK: Self = Self::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        *self == Self::LOOPBACK
     }
 }
 

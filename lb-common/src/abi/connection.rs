@@ -112,7 +112,10 @@ pub mod tcp_state {
     pub const RST: u8 = 4;
 }
 
-/// Key of the table of socket-level translations: a socket and the backend it really talks to.
+/// Key of the table of socket-level translations: a socket, and one side of what it talks to.
+///
+/// By the backend that it really talks to it is found what the process asked for, which it is told as its peer. By the
+/// frontend that it asked for it is found which backend a UDP socket was given, which it keeps.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct SocketKey<A> {
@@ -120,28 +123,38 @@ pub struct SocketKey<A> {
     pub cookie_low: u32,
     /// The kernel's cookie of the socket, high half.
     pub cookie_high: u32,
-    /// The backend's address.
+    /// That side's address.
     pub addr: A,
-    /// The backend's port.
+    /// That side's port.
     pub port: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// Zero.
-    pub pad: u8,
+    /// Which side it is, see [`socket_side`].
+    pub side: u8,
 }
 
-/// Value of the table of socket-level translations: the frontend that the process asked for.
+/// The sides of a socket-level translation.
+pub mod socket_side {
+    /// What the socket really talks to.
+    pub const BACKEND: u8 = 0;
+    /// What the process asked for. Of UDP only.
+    pub const FRONTEND: u8 = 1;
+}
+
+/// Value of the table of socket-level translations: the other side.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Peer<A> {
-    /// The frontend's address.
+    /// That side's address.
     pub addr: A,
-    /// The frontend's port.
+    /// That side's port.
     pub port: Port,
     /// Zero.
     pub pad: u16,
     /// Id of the Service port.
     pub service_port: u32,
+    /// Id of the backend.
+    pub backend: u32,
     /// When it was made or last used to send: low 32 bits of jiffies.
     pub last_seen: u32,
 }
@@ -172,5 +185,5 @@ const _: () = {
     assert!(size_of::<Tuple<Addr4>>() == 16 && size_of::<Tuple<Addr6>>() == 40);
     assert!(size_of::<Connection<Addr4>>() == 40 && size_of::<Connection<Addr6>>() == 64);
     assert!(size_of::<SocketKey<Addr4>>() == 16 && size_of::<SocketKey<Addr6>>() == 28);
-    assert!(size_of::<Peer<Addr4>>() == 16 && size_of::<Peer<Addr6>>() == 28);
+    assert!(size_of::<Peer<Addr4>>() == 20 && size_of::<Peer<Addr6>>() == 32);
 };

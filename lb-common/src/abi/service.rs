@@ -68,6 +68,11 @@ pub mod frontend_flags {
     /// Sockets of pods may be translated when they connect: no usable backend is on this node (so no hairpin
     /// can come of it) and pods are not masqueraded.
     pub const POD_SOCKETS: u32 = 128;
+    /// The address is one of the node's own, or loopback: what the node's processes send there comes by no device,
+    /// so only their sockets can be translated.
+    pub const OWN_ADDRESS: u32 = 256;
+    /// For sockets of the node's processes only: a NodePort on the loopback address.
+    pub const ONLY_SOCKETS: u32 = 512;
     /// It is a ClusterIP.
     pub const CLUSTER_IP: u32 = 1 << 16;
     /// It is a NodePort on an address of the node.

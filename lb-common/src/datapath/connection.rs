@@ -1,6 +1,6 @@
 //! Known connections, and the writing of new ones. The table's layout is drawn at [`crate::abi::Connection`].
 
-use super::frontend::{self, Match, Origin};
+use super::frontend::{self, Origin};
 use super::parse::{Headers, Ip};
 use super::rewrite::{self, Translation};
 use super::{Step, Verdict, done, not_ours, select};
@@ -99,7 +99,7 @@ pub fn describe<F: Ip, P: Packet>(packet: &P, headers: &Headers<F>, draft: &mut 
 pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropReason> {
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
     let draft = &mut *draft;
-    let Match::Frontend(found) = frontend::lookup::<F, E>(
+    let Some(found) = frontend::lookup_of_packet::<F, E>(
         env,
         draft.primary_key.dst,
         draft.primary_key.dst_port,

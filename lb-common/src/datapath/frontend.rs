@@ -3,15 +3,6 @@
 use crate::abi::{BackendSet, DropReason, Family, Frontend, FrontendKey, Port, frontend_flags};
 use crate::env::Tables;
 
-/// What the frontend tables say of a destination.
-#[derive(Clone, Copy, Debug)]
-pub enum Match {
-    /// It is a frontend (or an undefined port of a ClusterIP, which is a frontend without backends).
-    Frontend(Frontend),
-    /// It is none.
-    None,
-}
-
 /// Where a client is, as seen from this node. Policies and masquerading depend on it (rules 28 to 36).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
@@ -62,9 +53,10 @@ pub struct Client<F: Family> {
     pub origin: Origin,
 }
 
-/// Looks up a destination: address, port and protocol first, then the address alone.
+/// Looks up a destination: address, port and protocol first, then the address alone. An undefined port of a ClusterIP
+/// is a frontend without backends.
 #[inline(always)]
-pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, protocol: u8) -> Match {
+pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, protocol: u8) -> Option<Frontend> {
     let exact = FrontendKey {
         addr,
         port,
@@ -72,16 +64,24 @@ pub fn lookup<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, proto
         pad: 0,
     };
     if let Some(found) = env.frontend(&exact) {
-        return Match::Frontend(found);
+        return Some(found);
     }
-    match env.frontend(&FrontendKey {
+    env.frontend(&FrontendKey {
         addr,
         port: Port::default(),
         protocol: 0,
         pad: 0,
-    }) {
-        Some(other_ports) => Match::Frontend(other_ports),
-        None => Match::None,
+    })
+}
+
+/// [`lookup`] of a packet's destination, to which what is for sockets is none.
+#[inline(always)]
+pub fn lookup_of_packet<F: Family, E: Tables<F>>(env: &E, addr: F::Addr, port: Port, protocol: u8) -> Option<Frontend> {
+    let found = lookup::<F, E>(env, addr, port, protocol)?;
+    if found.flags & frontend_flags::ONLY_SOCKETS == 0 {
+        Some(found)
+    } else {
+        None
     }
 }
 

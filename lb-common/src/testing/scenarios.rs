@@ -47,7 +47,7 @@ mod prelude {
     pub(super) use crate::testing::scene::{
         CLIENT_PORT, HTTP, HZ, NODE_COOKIE, NODE_PORT, NOW, SNAT_PORT, TARGET, WEB, add_class,
     };
-    pub(super) use crate::testing::{Cast, Flow, Frame, Scenario, Scene};
+    pub(super) use crate::testing::{Cast, Flow, Frame, Scenario, Scene, World};
     pub(super) use crate::wire::tcp_flags::{ACK, FIN, RST, SYN};
 }
 

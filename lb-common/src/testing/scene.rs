@@ -221,6 +221,7 @@ impl<F: Cast> Scene<F> {
             Answer::Leave => "as asked for".into(),
             Answer::Use(addr, port) => format!("{addr:?} port {port:?}"),
             Answer::Refuse => "refused".into(),
+            Answer::Drop(reason) => format!("dropped: {reason:?}"),
         }));
         self
     }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Addr4, Addr6, Address, Backend, Connection};
+use lb_common::abi::{Addr4, Addr6, Address, Backend, Connection, Peer};
 use tracing::{debug, warn};
 
 use crate::connections::clock::Clock;
-use crate::connections::{Pass, Pressure, Table, collect, is_cut};
+use crate::connections::{Pass, Pressure, Table, collect, is_cut, sockets};
 use crate::datapath::pin::PinDir;
 use crate::maps::MapsError;
 use crate::maps::bpf::{Arrays, BpfMap};
@@ -37,8 +37,8 @@ impl Collector {
     /// If the maps cannot be opened.
     pub fn start(pins: &PinDir, arrays: Arrays, serving: [Arc<Serving>; 2]) -> Result<Self, MapsError> {
         let [serving_v4, serving_v6] = serving;
-        let v4 = Side::open(pins, "CONNECTIONS_V4", arrays.backends_v4, serving_v4)?;
-        let v6 = Side::open(pins, "CONNECTIONS_V6", arrays.backends_v6, serving_v6)?;
+        let v4 = Side::open(pins, ["CONNECTIONS_V4", "SOCKETS_V4"], arrays.backends_v4, serving_v4)?;
+        let v6 = Side::open(pins, ["CONNECTIONS_V6", "SOCKETS_V6"], arrays.backends_v6, serving_v6)?;
         let clock = Clock::measure(pins);
         let (wake, woken) = sync_channel(1);
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -73,6 +73,7 @@ impl Collector {
 /// The table of one family, and what tells who serves what.
 struct Side<A: Address> {
     table: Table<A>,
+    sockets: sockets::Table<A>,
     backends: Arc<MappedArray<Backend<A>>>,
     serving: Arc<Serving>,
     pressure: Pressure,
@@ -82,12 +83,13 @@ struct Side<A: Address> {
 impl<A: Address> Side<A> {
     fn open(
         pins: &PinDir,
-        connections: &'static str,
+        [connections, sockets]: [&'static str; 2],
         backends: Arc<MappedArray<Backend<A>>>,
         serving: Arc<Serving>,
     ) -> Result<Self, MapsError> {
         Ok(Self {
             table: BpfMap::open(pins, connections)?,
+            sockets: BpfMap::open(pins, sockets)?,
             backends,
             serving,
             pressure: Pressure::None,
@@ -115,6 +117,20 @@ impl<A: Address> Side<A> {
                 orphans = pass.orphans,
                 "connections are over"
             );
+        }
+        if let Some(serving) = &serving {
+            let is_stale = |key: &_, given: &Peer<A>| {
+                let backend = self.backends.get(given.backend as usize);
+                sockets::is_stale(key, given, backend, serving)
+            };
+            match sockets::forget(&self.sockets, is_stale) {
+                Ok(0) => {}
+                Ok(forgotten) => debug!(
+                    map = self.sockets.name(),
+                    forgotten, "backends of sockets serve no more"
+                ),
+                Err(error) => warn!(%error, "backends of sockets that serve no more could not be forgotten"),
+            }
         }
         self.removed += u64::try_from(pass.removed).unwrap_or(u64::MAX);
         self.pressure = Pressure::of(pass.entries, self.table.capacity());

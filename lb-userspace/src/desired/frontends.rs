@@ -3,7 +3,7 @@
 //! The internal policy governs ClusterIPs; the external policy governs NodePorts, load balancer addresses and external
 //! IPs, but only for clients from outside: the node's own pods and processes are served from the whole cluster.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use lb_common::abi::frontend_flags as flags;
@@ -39,6 +39,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// A NodePort on an address of the node.
     NodePort,
+    /// A NodePort on the loopback address, for sockets of the node's processes only.
+    Loopback,
 }
 
 /// Which of the [`Endpoints`] a frontend leads to.
@@ -56,7 +58,7 @@ impl FrontendKind {
         match self {
             Self::ClusterIp => 0,
             Self::LoadBalancer | Self::ExternalIp => 1,
-            Self::NodePort => 2,
+            Self::NodePort | Self::Loopback => 2,
         }
     }
 
@@ -66,6 +68,7 @@ impl FrontendKind {
             Self::LoadBalancer => flags::LOAD_BALANCER,
             Self::ExternalIp => flags::EXTERNAL_IP,
             Self::NodePort => flags::NODE_PORT,
+            Self::Loopback => flags::NODE_PORT | flags::ONLY_SOCKETS,
         }
     }
 }
@@ -96,7 +99,13 @@ pub(super) fn of_port(
     };
     let mut frontends = Vec::new();
     let mut add = |kind: FrontendKind, addr: IpAddr, number: u16, sets: (Set, Set), mut bits: u32| {
-        bits |= kind.flag() | empty(sets, endpoints) | sockets(sets.1, bits, endpoints);
+        bits |= kind.flag() | empty(sets, endpoints);
+        if addr.is_loopback() || node.addresses.contains(&addr) {
+            bits |= flags::OWN_ADDRESS;
+        }
+        if kind != FrontendKind::Loopback {
+            bits |= sockets(sets.1, bits, endpoints);
+        }
         if service.affinity_timeout_s.is_some() {
             bits |= flags::AFFINITY;
         }
@@ -151,6 +160,11 @@ pub(super) fn of_port(
         for addr in of_family(&node.node_port_addresses) {
             add(FrontendKind::NodePort, addr, port.node_port, sets, bits);
         }
+        let loopback: IpAddr = match family {
+            IpFamily::V4 => Ipv4Addr::LOCALHOST.into(),
+            IpFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        add(FrontendKind::Loopback, loopback, port.node_port, sets, bits);
     }
     frontends
 }

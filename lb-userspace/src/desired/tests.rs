@@ -148,6 +148,38 @@ fn node_ports_are_served_on_the_primary_addresses_of_the_services_families() {
 }
 
 #[test]
+fn node_ports_are_served_on_loopback_for_sockets_whatever_addresses_are_asked_for() {
+    let mut state = state();
+    state.settings.node_port_addresses = NodePortAddresses::Within(vec![net("203.0.113.0/24"), net("2001:db8:9::/48")]);
+    let mut dual = service();
+    dual.cluster_ips.push(ip("fd00::41"));
+    assert!(node_ports(&dual, &state).is_empty());
+    let loopback: Vec<_> = frontends(&dual, &state)
+        .into_iter()
+        .filter(|frontend| frontend.kind == FrontendKind::Loopback)
+        .collect();
+    let places: Vec<_> = loopback.iter().map(|frontend| (frontend.addr, frontend.port)).collect();
+    assert_eq!(places, [(ip("127.0.0.1"), 30_080), (ip("::1"), 30_080)]);
+    let flagged = flags::NODE_PORT | flags::ONLY_SOCKETS | flags::OWN_ADDRESS;
+    for frontend in loopback {
+        assert_eq!(frontend.flags & (flagged | flags::POD_SOCKETS), flagged);
+        assert_eq!(frontend.internal, Set::Cluster);
+    }
+}
+
+#[test]
+fn addresses_of_the_node_are_known_as_its_own() {
+    let mut service = service();
+    service.load_balancer_ips = vec![ip("198.51.100.11"), ip("203.0.113.9")];
+    let own: Vec<_> = frontends(&service, &state())
+        .into_iter()
+        .filter(|frontend| frontend.flags & flags::OWN_ADDRESS != 0)
+        .map(|frontend| frontend.addr)
+        .collect();
+    assert_eq!(own, ["198.51.100.11", "192.0.2.11", "127.0.0.1"].map(ip));
+}
+
+#[test]
 fn ranges_choose_node_port_addresses_and_say_nothing_of_the_other_family() {
     let mut state = state();
     let mut dual = service();
@@ -260,8 +292,14 @@ fn sockets_of_pods_are_left_alone_where_a_backend_is_local_or_pods_are_masquerad
             .map(|f| f.flags & flags::POD_SOCKETS != 0);
         flagged.collect::<Vec<_>>()
     };
-    assert_eq!(pod_sockets(vec![endpoint("10.180.1.1", "node-b")]), [true, false]);
-    assert_eq!(pod_sockets(vec![endpoint("10.180.0.1", "node-a")]), [false, false]);
+    assert_eq!(
+        pod_sockets(vec![endpoint("10.180.1.1", "node-b")]),
+        [true, false, false]
+    );
+    assert_eq!(
+        pod_sockets(vec![endpoint("10.180.0.1", "node-a")]),
+        [false, false, false]
+    );
 }
 
 #[test]

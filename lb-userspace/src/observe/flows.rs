@@ -2,6 +2,7 @@
 
 use lb_common::abi::{
     Addr4, Addr6, Address, Connection, Family, FrontendKey, Peer, SocketKey, Tuple, V4, V6, conn_flags, protocol,
+    socket_side,
 };
 use serde::Serialize;
 
@@ -115,7 +116,8 @@ where
     let table: BpfMap<SocketKey<F::Addr>, Peer<F::Addr>> = BpfMap::open(pins, map)?;
     let now = clock.now();
     table.walk(|chunk| {
-        flows.extend(chunk.iter().map(|(key, peer)| Flow {
+        let by_backend = chunk.iter().filter(|(key, _)| key.side == socket_side::BACKEND);
+        flows.extend(by_backend.map(|(key, peer)| Flow {
             protocol: protocol_name(key.protocol),
             client: None,
             frontend: socket(peer.addr.into(), peer.port.get()),

@@ -23,7 +23,7 @@ pub struct Row {
     pub address: String,
     /// Its protocol.
     pub protocol: &'static str,
-    /// What becomes of clients from outside the node: `backends`, `reject` or `drop`.
+    /// What becomes of clients from outside the node: `backends`, `reject` or `drop`, or `pass` if it is not for them.
     pub external: &'static str,
     /// What becomes of pods and processes of the node.
     pub internal: &'static str,
@@ -33,6 +33,8 @@ pub struct Row {
     pub affinity_s: Option<u32>,
     /// Only clients in source ranges may come.
     pub source_ranges: bool,
+    /// It is for sockets of the node's processes only.
+    pub only_sockets: bool,
     /// Where it leads to.
     pub backends: Vec<RowBackend>,
 }
@@ -76,7 +78,13 @@ fn family<F: Family>(
             continue;
         }
         let mut backends: BTreeMap<u32, [bool; 2]> = BTreeMap::new();
-        for (which, set) in [frontend.external, frontend.internal].into_iter().enumerate() {
+        let only_sockets = frontend.flags & frontend_flags::ONLY_SOCKETS != 0;
+        let external = if only_sockets {
+            BackendSet::default()
+        } else {
+            frontend.external
+        };
+        for (which, set) in [external, frontend.internal].into_iter().enumerate() {
             let mut slots = Vec::new();
             maps.read_maglev(set.offset, set.size, &mut slots)?;
             slots
@@ -103,11 +111,20 @@ fn family<F: Family>(
             kind: kind(frontend),
             address: socket(key.addr.into(), key.port.get()),
             protocol: protocol_name(key.protocol),
-            external: outcome(frontend.external, flag(frontend_flags::DROP_EXTERNAL)),
-            internal: outcome(frontend.internal, flag(frontend_flags::DROP_INTERNAL)),
+            external: if only_sockets {
+                "pass"
+            } else {
+                outcome(frontend.external, flag(frontend_flags::DROP_EXTERNAL))
+            },
+            internal: if only_sockets && frontend.internal.size == 0 {
+                "pass"
+            } else {
+                outcome(frontend.internal, flag(frontend_flags::DROP_INTERNAL))
+            },
+            only_sockets,
             masquerade: masquerade
                 .into_iter()
-                .filter(|(_, f)| flag(*f))
+                .filter(|(_, f)| flag(*f) && !only_sockets)
                 .map(|(name, _)| name)
                 .collect(),
             affinity_s: flag(frontend_flags::AFFINITY).then_some(frontend.affinity_timeout_s),
@@ -177,8 +194,9 @@ pub fn table(rows: &[Row]) -> String {
         }
         notes.extend(row.affinity_s.map(|s| format!("affinity {s} s")));
         notes.extend(row.source_ranges.then(|| "source ranges".to_owned()));
+        notes.extend(row.only_sockets.then(|| "processes of this node only".to_owned()));
         for (clients, outcome) in [("outside", row.external), ("inside", row.internal)] {
-            if outcome != "backends" {
+            if outcome != "backends" && outcome != "pass" {
                 notes.push(format!("{outcome}s clients {clients}"));
             }
         }

@@ -177,7 +177,7 @@ fn the_smallest_change_writes_only_what_it_touches() {
         .collect();
     assert_eq!(
         kinds,
-        ["backend", "filter", "maglev", "frontend", "frontend"],
+        ["backend", "filter", "maglev", "frontend", "frontend", "frontend"],
         "in this order"
     );
     reconciler.take(Event::EndpointSlice(slice(

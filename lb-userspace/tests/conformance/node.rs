@@ -248,6 +248,7 @@ impl TestNode {
                 },
                 addr: dst,
                 port: Port::new(packet.port),
+                source: F::Addr::default(),
             };
             return match socket::translate::<F, _>(&self.env, &request) {
                 Answer::Use(addr, port) => Seen::Forward {
@@ -255,6 +256,7 @@ impl TestNode {
                     source: client.0,
                 },
                 Answer::Refuse => Seen::Reject,
+                Answer::Drop(_) => Seen::Drop,
                 Answer::Leave => self.pass_by::<F, 2>(&bytes),
             };
         }

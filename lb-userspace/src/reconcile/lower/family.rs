@@ -133,7 +133,7 @@ impl<F: MapFamily> FamilyState<F> {
                     FrontendKind::ClusterIp => "spec.clusterIPs",
                     FrontendKind::LoadBalancer => "status.loadBalancer.ingress",
                     FrontendKind::ExternalIp => "spec.externalIPs",
-                    FrontendKind::NodePort => "spec.ports[].nodePort",
+                    FrontendKind::NodePort | FrontendKind::Loopback => "spec.ports[].nodePort",
                 };
                 Problem {
                     kind: ObjectKind::Service,
@@ -330,10 +330,12 @@ pub(super) fn replace<F: MapFamily>(
 
     for (key, claim) in &new.frontends {
         state.claims.entry(*key).or_default().put(claim.clone());
-        if claim.kind == FrontendKind::NodePort {
-            shared.set_node_port(wanted, key.port.get());
-        } else {
-            shared.set_filter::<F>(wanted, &key.addr, address_class::FRONTEND);
+        match claim.kind {
+            FrontendKind::NodePort => shared.set_node_port(wanted, key.port.get()),
+            FrontendKind::Loopback => {}
+            FrontendKind::ClusterIp | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
+                shared.set_filter::<F>(wanted, &key.addr, address_class::FRONTEND);
+            }
         }
     }
     let kept: HashSet<_> = new.frontends.iter().map(|(key, _)| *key).collect();
