@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use lb_common::abi::{Addr4, Addr6, Adjacency, Config};
+use lb_common::abi::{Addr4, Addr6, Adjacency, Config, config_flags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -243,7 +243,7 @@ fn write_config(pins: &PinDir, config: &Config) -> anyhow::Result<()> {
     Ok(map.set(
         &0,
         &Config {
-            flags: before.flags,
+            flags: before.flags & config_flags::SERVICE_CIDRS | config.flags,
             ..*config
         },
     )?)

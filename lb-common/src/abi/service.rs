@@ -73,6 +73,8 @@ pub mod frontend_flags {
     pub const OWN_ADDRESS: u32 = 256;
     /// For sockets of the node's processes only: a NodePort on the loopback address.
     pub const ONLY_SOCKETS: u32 = 512;
+    /// Some backend for the node's processes has an address of the node itself: their packets to it meet no hook.
+    pub const OWN_BACKEND: u32 = 1024;
     /// It is a ClusterIP.
     pub const CLUSTER_IP: u32 = 1 << 16;
     /// It is a NodePort on an address of the node.
@@ -209,6 +211,8 @@ pub struct Config {
 pub mod config_flags {
     /// `SERVICE_CIDRS_V4` or `_V6` has entries: addresses in it that no Service owns are dropped.
     pub const SERVICE_CIDRS: u32 = 1;
+    /// Sockets outside the node's network namespace that meet the hooks are pods' of this node.
+    pub const POD_SOCKETS: u32 = 2;
 }
 
 const _: () = {

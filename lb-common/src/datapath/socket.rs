@@ -4,6 +4,7 @@
 //! | whose socket | to | |
 //! | --- | --- | --- |
 //! | a process of the node | one of the node's own addresses, or loopback | is answered here: no packet meets a hook |
+//! | | a frontend that may lead to the node's own address | is answered here too |
 //! | | any other frontend, by TCP | is answered here, unless it is bound to an address, or the client's counts |
 //! | | any other frontend, by UDP | is left: its packets keep a backend while that serves, and then find another |
 //! | a pod | a frontend, by TCP | is answered here, where no hairpin and no masquerading can come of it |
@@ -18,8 +19,8 @@
 use super::frontend::{self, Client, Origin};
 use super::select;
 use crate::abi::{
-    Address, DropReason, Family, Frontend, Peer, Port, SocketKey, Tuple, backend_flags, frontend_flags, protocol,
-    socket_side,
+    Address, DropReason, Family, Frontend, Peer, Port, SocketKey, Tuple, backend_flags, config_flags, frontend_flags,
+    protocol, socket_side,
 };
 use crate::env::{Env, Tables};
 use crate::hash;
@@ -71,15 +72,18 @@ pub fn translate<F: Family, E: Env + Tables<F>>(env: &E, request: &Request<F::Ad
         return Answer::Leave;
     };
     let is_own = found.flags & frontend_flags::OWN_ADDRESS != 0;
+    let meets_no_hook = found.flags & (frontend_flags::OWN_ADDRESS | frontend_flags::OWN_BACKEND) != 0;
     let asks_for_address = found.flags & (frontend_flags::AFFINITY | frontend_flags::SOURCE_RANGES) != 0;
     let is_bound = request.source != F::Addr::default();
-    let is_left = if is_of_node && is_own {
-        // A backend could not answer it.
-        request.source.is_loopback()
+    let is_left = if is_of_node && meets_no_hook {
+        // A backend could not answer loopback. Who asks has to be known where ranges restrict.
+        request.source.is_loopback() || !is_own && !is_bound && found.flags & frontend_flags::SOURCE_RANGES != 0
     } else if is_of_node {
         is_udp || is_bound || asks_for_address
     } else {
-        found.flags & frontend_flags::POD_SOCKETS == 0 || asks_for_address
+        config.flags & config_flags::POD_SOCKETS == 0
+            || found.flags & frontend_flags::POD_SOCKETS == 0
+            || asks_for_address
     };
     if is_left {
         return Answer::Leave;
@@ -98,7 +102,7 @@ pub fn translate<F: Family, E: Env + Tables<F>>(env: &E, request: &Request<F::Ad
         // It may well be somebody's who listens there.
         _ if is_loopback => Answer::Leave,
         Ok(None) if is_of_node => Answer::Refuse,
-        Err(reason) if is_of_node && is_own => Answer::Drop(reason),
+        Err(reason) if is_of_node && meets_no_hook => Answer::Drop(reason),
         _ => Answer::Leave,
     }
 }

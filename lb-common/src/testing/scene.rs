@@ -17,7 +17,7 @@ use super::scenario::{Call, Expected, Input, Output, Scenario};
 use super::{Cast, Flow, Frame, World};
 use crate::abi::{
     Adjacency, Backend, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Port, Tuple,
-    address_class, adjacency_flags, backend_flags, frontend_flags, protocol,
+    address_class, adjacency_flags, backend_flags, config_flags, frontend_flags, protocol,
 };
 use crate::datapath::Verdict;
 use crate::datapath::socket::{Answer, Request, restore, translate};
@@ -92,7 +92,7 @@ impl<F: Cast> Scene<F> {
                     snat_port_max: SNAT_PORT,
                     netns_cookie_low: NODE_COOKIE as u32,
                     netns_cookie_high: (NODE_COOKIE >> 32) as u32,
-                    flags: 0,
+                    flags: config_flags::POD_SOCKETS,
                     pad: 0,
                 };
                 let (addr, prefix_len) = F::POD_CIDR;

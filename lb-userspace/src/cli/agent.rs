@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use ipnet::IpNet;
-use lb_common::abi::Config;
+use lb_common::abi::{Config, config_flags};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::{self, Listen, Origin, TelemetrySettings};
@@ -111,8 +111,9 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, help_heading = "Hooks")]
     attach: TcMode,
 
-    /// Translate the sockets of processes in this cgroup (v2), at once as they connect; `none` to translate packets
-    /// only. [default: where cgroup2 is mounted]
+    /// Translate the sockets of the node's processes and pods in this cgroup (v2), at once as they connect; `none` to
+    /// translate packets only. [default: where cgroup2 is mounted; pods are left out there if the agent is not in the
+    /// network namespace of the machine's first process, since others' processes are below it then]
     #[arg(long, value_name = "PATH", help_heading = "Hooks")]
     cgroup: Option<PathBuf>,
 
@@ -278,6 +279,11 @@ impl Args {
                 snat_port_max,
                 netns_cookie_low: half(cookie),
                 netns_cookie_high: half(cookie >> 32),
+                flags: if self.cgroup.is_some() || probe::network_is_the_machines() {
+                    config_flags::POD_SOCKETS
+                } else {
+                    0
+                },
                 ..Config::default()
             },
         };

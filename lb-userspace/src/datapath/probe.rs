@@ -69,6 +69,16 @@ pub fn cgroup(named: Option<&Path>) -> Result<Option<PathBuf>, Missing> {
     }
 }
 
+/// Whether the agent's network namespace is that of the process with the id 1: of the machine, or of the container that
+/// plays one. Where that cannot be seen, it is taken to be so.
+pub fn network_is_the_machines() -> bool {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net"));
+    match (namespace("1"), namespace("self")) {
+        (Ok(first), Ok(own)) => first == own,
+        _ => true,
+    }
+}
+
 fn cgroup_mount(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');

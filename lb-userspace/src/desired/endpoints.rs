@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::NodeView;
+use super::{NodeView, Set};
 use crate::model::{Endpoint, EndpointSlice, Hints, IpFamily, Protocol, ServicePort};
 
 /// The endpoints of a Service port in one family, sorted out by policy.
@@ -58,6 +58,14 @@ struct Candidate<'a> {
 }
 
 impl Endpoints {
+    /// Those of a set.
+    pub fn of(&self, set: Set) -> &[DesiredBackend] {
+        match set {
+            Set::Cluster => &self.cluster,
+            Set::Local => &self.local,
+        }
+    }
+
     /// The endpoints of this port.
     pub(super) fn of_port(port: &ServicePort, family: IpFamily, slices: &[&EndpointSlice], node: &NodeView) -> Self {
         let candidates = candidates(port, family, slices, node);

@@ -103,6 +103,7 @@ pub(super) fn of_port(
         if addr.is_loopback() || node.addresses.contains(&addr) {
             bits |= flags::OWN_ADDRESS;
         }
+        bits |= own_backend(sets.1, endpoints);
         if kind != FrontendKind::Loopback {
             bits |= sockets(sets.1, bits, endpoints);
         }
@@ -183,13 +184,18 @@ fn empty((external, internal): (Set, Set), endpoints: &Endpoints) -> u32 {
     bits
 }
 
+/// Whether a process of the node may be sent to the node itself: see [`flags::OWN_BACKEND`].
+fn own_backend(internal: Set, endpoints: &Endpoints) -> u32 {
+    if endpoints.of(internal).iter().any(|backend| backend.node_address) {
+        flags::OWN_BACKEND
+    } else {
+        0
+    }
+}
+
 /// Whether sockets of pods may be translated: see [`flags::POD_SOCKETS`].
 fn sockets(internal: Set, bits: u32, endpoints: &Endpoints) -> u32 {
-    let backends = match internal {
-        Set::Cluster => &endpoints.cluster,
-        Set::Local => &endpoints.local,
-    };
-    if bits & flags::MASQUERADE_POD == 0 && !backends.iter().any(|b| b.local) {
+    if bits & flags::MASQUERADE_POD == 0 && !endpoints.of(internal).iter().any(|b| b.local) {
         flags::POD_SOCKETS
     } else {
         0

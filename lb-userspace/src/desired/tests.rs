@@ -414,3 +414,15 @@ fn an_address_that_is_the_nodes_own_is_served_and_reported() {
             .starts_with("198.51.100.11 is an address of node node-a")
     );
 }
+
+#[test]
+fn sockets_are_told_of_services_that_may_lead_to_the_node_itself() {
+    let own_backend = |addr: &str| {
+        let slice = slice(vec![endpoint(addr, "node-a")]);
+        let desired = desired(&service(), &[&slice], &NodeView::new(&state()));
+        let mut frontends = desired.ports[0].frontends.iter();
+        frontends.all(|frontend| frontend.flags & flags::OWN_BACKEND != 0)
+    };
+    assert!(own_backend("192.0.2.11"), "a pod of the host's network");
+    assert!(!own_backend("10.180.0.1"));
+}

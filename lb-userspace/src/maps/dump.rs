@@ -10,7 +10,7 @@ use super::{FamilyContents, MapContents, MapFamily};
 use crate::model::Protocol;
 
 /// Names of the flags of a frontend, in the order of their bits.
-const FRONTEND_FLAGS: [(u32, &str); 14] = [
+const FRONTEND_FLAGS: [(u32, &str); 15] = [
     (flags::CLUSTER_IP, "cluster-ip"),
     (flags::NODE_PORT, "node-port"),
     (flags::LOAD_BALANCER, "load-balancer"),
@@ -23,6 +23,7 @@ const FRONTEND_FLAGS: [(u32, &str); 14] = [
     (flags::AFFINITY, "affinity"),
     (flags::SOURCE_RANGES, "source-ranges"),
     (flags::POD_SOCKETS, "pod-sockets"),
+    (flags::OWN_BACKEND, "own-backend"),
     (flags::OWN_ADDRESS, "own-address"),
     (flags::ONLY_SOCKETS, "only-sockets"),
 ];

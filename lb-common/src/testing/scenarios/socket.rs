@@ -2,7 +2,8 @@
 
 use super::prelude::*;
 use crate::abi::{
-    Address as _, AffinityEntry, AffinityKey, AffinityMember, Frontend, Peer, SocketKey, SourceRangeKey, socket_side,
+    Address as _, AffinityEntry, AffinityKey, AffinityMember, Frontend, Peer, SocketKey, SourceRangeKey, config_flags,
+    socket_side,
 };
 use crate::datapath::socket::Request;
 
@@ -404,8 +405,8 @@ fn by_datagrams<F: Cast>() -> Vec<Scenario> {
     };
     let knows =
         |sentence: &str, backend: u32| asks(sentence, only(4)).given(|world| note_udp::<F>(world, node, backend));
-    let cluster_asks = |sentence: &str, cookie: u64| {
-        let flags = frontend_flags::CLUSTER_IP | frontend_flags::POD_SOCKETS;
+    let cluster_asks = |sentence: &str, cookie: u64, more: u32| {
+        let flags = frontend_flags::CLUSTER_IP | frontend_flags::POD_SOCKETS | more;
         Scene::<F>::new(sentence)
             .frontend_of(protocol::UDP, F::CLUSTER_IP, HTTP, web(only(3), flags))
             .asks(by_udp(request(cookie, F::CLUSTER_IP, HTTP)))
@@ -414,10 +415,21 @@ fn by_datagrams<F: Cast>() -> Vec<Scenario> {
         left(cluster_asks(
             "Datagrams of the node's processes to a ClusterIP are left to the packets' translation.",
             NODE_COOKIE,
+            0,
         )),
+        led_by_udp(
+            cluster_asks(
+                "They are led to a backend at once where they might go to the node itself.",
+                NODE_COOKIE,
+                frontend_flags::OWN_BACKEND,
+            ),
+            (F::CLUSTER_IP, HTTP),
+            3,
+        ),
         left(cluster_asks(
             "Datagrams of pods to a ClusterIP are left to the packets' translation.",
             POD_COOKIE,
+            0,
         )),
         led_by_udp(
             asks(
@@ -506,6 +518,14 @@ fn of_pods<F: Cast>() -> Vec<Scenario> {
             ),
             cluster,
             3,
+        ),
+        left(
+            asks(
+                "A socket in another network namespace is left alone where the hooks see those of others than pods.",
+                sockets,
+                only(3),
+            )
+            .given(|world| world.config.flags &= !config_flags::POD_SOCKETS),
         ),
         left(asks(
             "A pod's socket is left alone where affinity asks for the pod's address.",
