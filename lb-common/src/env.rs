@@ -151,8 +151,8 @@ pub trait Tables<F: Family> {
 
     /// Whether a client is in the source ranges of a Service port.
     fn in_source_ranges(&self, service_port: u32, client: &F::Addr) -> bool;
-    /// Whether an address is that of a pod on this node.
-    fn is_local_pod(&self, address: &F::Addr) -> bool;
+    /// Whether an address is that of a pod on this node, where pods are known by their addresses.
+    fn is_pod_address(&self, address: &F::Addr) -> bool;
     /// Whether an address lies in a Service CIDR.
     fn is_service_address(&self, address: &F::Addr) -> bool;
 
@@ -174,6 +174,8 @@ pub trait Env: Tables<V4> + Tables<V6> {
     fn address_class(&self, bucket: u32) -> u8;
     /// Whether some Service has this NodePort (host order), in any protocol.
     fn is_node_port(&self, port: u16) -> bool;
+    /// Whether packets that come in by this device are of pods on this node, where pods are known by their devices.
+    fn is_pod_device(&self, ifindex: u32) -> bool;
     /// The backend id in a slot of the Maglev array.
     fn maglev(&self, slot: u32) -> Option<u32>;
     /// Whether a backend is in the set of a Service with affinity that begins at `offset`.

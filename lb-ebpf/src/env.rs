@@ -10,7 +10,7 @@ use lb_common::abi::{
 use lb_common::datapath::connection::{self, Opening};
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
-use crate::maps::{AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, SourceRange, address_bits};
+use crate::maps::{AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, POD_DEVICES, SourceRange, address_bits};
 
 const EEXIST: i32 = -17;
 
@@ -176,7 +176,7 @@ impl<F: Maps + Open> Tables<F> for Kernel {
     }
 
     #[inline(always)]
-    fn is_local_pod(&self, address: &F::Addr) -> bool {
+    fn is_pod_address(&self, address: &F::Addr) -> bool {
         F::pod_cidrs()
             .get(Key::new(address_bits::<F::Addr>(), *address))
             .is_some()
@@ -236,6 +236,11 @@ impl Env for Kernel {
             .copied()
             .unwrap_or(0);
         byte & (1 << (port & 7)) != 0
+    }
+
+    #[inline(always)]
+    fn is_pod_device(&self, ifindex: u32) -> bool {
+        POD_DEVICES.get_ptr(ifindex).is_some()
     }
 
     #[inline(always)]

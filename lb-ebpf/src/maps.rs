@@ -18,6 +18,7 @@ const MOST_SLOTS: u32 = 1 << 24;
 const MOST_CLIENTS: u32 = 1 << 16;
 const MOST_PREFIXES: u32 = 1 << 14;
 const MOST_SOCKETS: u32 = 1 << 16;
+const MOST_DEVICES: u32 = 1 << 14;
 
 /// What follows the prefix length in the keys of `SOURCE_RANGES`, see `lb_common::abi::SourceRangeKey`.
 #[repr(C)]
@@ -71,6 +72,10 @@ pub static AFFINITY_MEMBERS: HashMap<AffinityMember, u32> = HashMap::with_max_en
 static POD_CIDRS_V4: LpmTrie<Addr4, u32> = LpmTrie::with_max_entries(MOST_PREFIXES, 0);
 #[map]
 static POD_CIDRS_V6: LpmTrie<Addr6, u32> = LpmTrie::with_max_entries(MOST_PREFIXES, 0);
+
+/// Index of a device -> its packets are of pods on this node.
+#[map]
+pub static POD_DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MOST_DEVICES, BPF_F_NO_PREALLOC);
 
 /// Prefixes of ClusterIPs.
 #[map]

@@ -40,6 +40,7 @@ use crate::maps::bpf::{BpfMap, BpfMaps};
 use crate::maps::table::Sizes;
 use crate::model::Problem;
 use crate::netlink::next_hops::{AdjacencyMap, AdjacencyTable};
+use crate::netlink::pod_devices::PodDevices;
 use crate::netlink::{self, Kind, Watcher, network::Network};
 use crate::observe::state::{self, ServicePort, State};
 use crate::reconcile::{Reconciler, Report};
@@ -114,6 +115,7 @@ struct Agent {
     source: String,
     attacher: Attacher,
     watcher: Watcher,
+    pod_devices: PodDevices,
     network: Network,
     local: LocalAddresses,
     table: Table,
@@ -260,6 +262,9 @@ impl Agent {
         let watcher = Watcher::subscribe()?;
         let mut network = Network::default();
         watcher.read(&netlink::ALL.into(), &mut network).await?;
+        // Before the programs run on them: a pod's first packet is not to be taken for an outsider's.
+        let pod_devices = PodDevices::open(pins, node.local_pods.clone())?;
+        pod_devices.sync(&network)?;
         attacher.sync(&network);
         attacher.attach_sockets();
         attacher.prune(&network);
@@ -289,6 +294,7 @@ impl Agent {
             source: origin.name(),
             attacher,
             watcher,
+            pod_devices,
             network,
             local,
             table,
@@ -377,6 +383,11 @@ impl Agent {
             // The next event or audit reads again.
             warn!(%error, "the node's network could not be read");
             return;
+        }
+        if kinds.contains(&Kind::Links)
+            && let Err(error) = self.pod_devices.sync(&self.network)
+        {
+            warn!(%error, "the devices of pods could not be written; the next audit tries again");
         }
         if kinds.contains(&Kind::Links) || kinds.contains(&Kind::Routes) {
             self.attacher.sync(&self.network);

@@ -12,6 +12,7 @@
 pub mod adjacency;
 pub mod network;
 pub mod next_hops;
+pub mod pod_devices;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,7 +25,7 @@ use lb_common::abi::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -234,11 +235,16 @@ fn device(message: &LinkMessage) -> Device {
         up: message.header.flags.contains(LinkFlags::Up),
         ..Device::default()
     };
+    let (mut controller, mut is_port) = (0, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Controller(index) => controller = *index,
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::LinkInfo(info) => device.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::LinkInfo(info) => {
+                device.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                is_port = info.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+            }
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
             LinkAttribute::Xdp(xdp) => {
                 device.xdp = xdp.iter().fold(XdpState::None, |state, x| match x {
@@ -251,6 +257,7 @@ fn device(message: &LinkMessage) -> Device {
             _ => {}
         }
     }
+    device.bridge = if is_port { controller } else { 0 };
     device
 }
 

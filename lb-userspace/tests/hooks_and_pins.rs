@@ -3,10 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
 use fairway::datapath::pin::PinDir;
+use fairway::maps::bpf::BpfMap;
 use serde_json::Value;
 use support::node::{Node, PATIENCE};
 use support::poll;
@@ -126,6 +128,61 @@ fn a_killed_agent_leaves_its_programs_and_the_next_replaces_them_in_place() {
         1,
         "{left:?}"
     );
+}
+
+/// Waits until the devices of pods, as the programs know them, are these.
+fn until_pod_devices(node: &Node, names: &[&str]) {
+    let index = |name: &&str| {
+        let file = format!("/sys/class/net/{name}/ifindex");
+        let text = Command::new("ip")
+            .args(["netns", "exec", &node.namespaces.name("node"), "cat", &file])
+            .output()
+            .expect("ip runs");
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        text.trim().parse().expect("an index")
+    };
+    let wanted: BTreeSet<u32> = names.iter().map(index).collect();
+    poll(&format!("pods are known by {names:?}"), PATIENCE, || {
+        let map: BpfMap<u32, u32> = BpfMap::open(&node.pins, "POD_DEVICES").expect("the map is pinned");
+        let entries: Vec<(u32, u32)> = map.entries().expect("it can be read");
+        let found: BTreeSet<u32> = entries.into_iter().map(|(index, _)| index).collect();
+        (found == wanted).then_some(())
+    });
+}
+
+#[test]
+fn pods_are_known_by_the_devices_that_the_agent_is_told_of() {
+    let name = "pods_are_known_by_the_devices_that_the_agent_is_told_of";
+    let Some(mut node) = Node::new(name, "pods") else {
+        return;
+    };
+    node.ip("link add name cni0 type bridge");
+    node.ip("link add name cali1 type veth peer name other1");
+    node.ip("link add name port1 type veth peer name other2");
+    node.ip("link set port1 master cni0");
+    node.start(&["--pod-interface-prefix", "cali,cni"]);
+    until_pod_devices(&node, &["cali1", "cni0", "port1"]);
+    node.ip("link add name cali2 type veth peer name other3");
+    until_pod_devices(&node, &["cali1", "cali2", "cni0", "port1"]);
+    node.ip("link set port1 nomaster");
+    node.ip("link del cali2");
+    until_pod_devices(&node, &["cali1", "cni0"]);
+    node.kill();
+
+    node.ip("link set port1 master cni0");
+    node.start(&["--pod-bridge", "cni0"]);
+    until_pod_devices(&node, &["cni0", "port1"]);
+    node.kill();
+    node.start(&[]);
+    until_pod_devices(&node, &[]);
+    node.kill();
+
+    let both = node.fails(&["--pod-bridge", "cni0", "--cluster-cidr", "10.244.0.0/16"]);
+    assert!(both.contains("cannot be used with"), "{both}");
+    let both = node.fails(&["--pod-bridge", "cni0", "--pod-interface-prefix", "cali"]);
+    assert!(both.contains("cannot be used with"), "{both}");
+    let long = node.fails(&["--pod-bridge", "a-name-that-is-no-devices"]);
+    assert!(long.contains("1 to 15 characters"), "{long}");
 }
 
 #[test]

@@ -213,6 +213,9 @@ pub mod config_flags {
     pub const SERVICE_CIDRS: u32 = 1;
     /// Sockets outside the node's network namespace that meet the hooks are pods' of this node.
     pub const POD_SOCKETS: u32 = 2;
+    /// Pods of this node are known by the devices in `POD_DEVICES` that their packets come in by; else by their
+    /// addresses, which lie in `POD_CIDRS`.
+    pub const POD_DEVICES: u32 = 4;
 }
 
 const _: () = {

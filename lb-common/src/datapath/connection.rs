@@ -115,7 +115,7 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
     };
     let origin = if draft.primary.flags & conn_flags::NODE != 0 {
         Origin::Node
-    } else if Tables::<F>::is_local_pod(env, &draft.primary_key.src) {
+    } else if is_of_pod::<F, E>(env, &draft.primary_key.src, draft.primary.ifindex) {
         Origin::Pod
     } else {
         Origin::External
@@ -142,6 +142,16 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
         primary.flags |= conn_flags::LOCAL;
     }
     Ok(Opening::Connection)
+}
+
+/// Whether a packet that came in by this device is of a pod on this node.
+#[inline(always)]
+fn is_of_pod<F: Family, E: Env + Tables<F>>(env: &E, src: &F::Addr, ifindex: u32) -> bool {
+    if env.config().flags & config_flags::POD_DEVICES != 0 {
+        env.is_pod_device(ifindex)
+    } else {
+        Tables::<F>::is_pod_address(env, src)
+    }
 }
 
 /// Writes the entries of the drafted connection, replies first, so that whoever finds the primary one finds all. What

@@ -31,6 +31,8 @@ pub struct World {
     pub maglev: BTreeMap<u32, u32>,
     /// `AFFINITY_MEMBERS`.
     pub members: HashSet<AffinityMember>,
+    /// `POD_DEVICES`.
+    pub pod_devices: BTreeSet<u32>,
     /// `COUNTERS`: slot -> packets.
     pub counts: BTreeMap<u32, u64>,
     /// The IPv4 maps.
@@ -317,7 +319,7 @@ impl<F: Cast> Tables<F> for FakeEnv {
         })
     }
 
-    fn is_local_pod(&self, address: &F::Addr) -> bool {
+    fn is_pod_address(&self, address: &F::Addr) -> bool {
         let world = self.world.borrow();
         let prefixes = &F::maps(&world).pod_cidrs;
         prefixes
@@ -364,6 +366,10 @@ impl Env for FakeEnv {
 
     fn is_node_port(&self, port: u16) -> bool {
         self.world.borrow().node_ports.contains(&port)
+    }
+
+    fn is_pod_device(&self, ifindex: u32) -> bool {
+        self.world.borrow().pod_devices.contains(&ifindex)
     }
 
     fn maglev(&self, slot: u32) -> Option<u32> {

@@ -58,6 +58,28 @@ pub struct Args {
     )]
     cluster_cidr: Vec<String>,
 
+    /// Know pods by the devices that they come in by instead of by their addresses: those whose names begin so. A port
+    /// of a bridge counts by the bridge's name.
+    #[arg(
+        long,
+        value_name = "PREFIX,..",
+        value_delimiter = ',',
+        value_parser = device_name,
+        conflicts_with_all = ["cluster_cidr", "pod_bridge"],
+        help_heading = "Services"
+    )]
+    pod_interface_prefix: Vec<String>,
+
+    /// Know pods by the bridge that they come in by, through whichever of its ports, instead of by their addresses.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = device_name,
+        conflicts_with = "cluster_cidr",
+        help_heading = "Services"
+    )]
+    pod_bridge: Option<String>,
+
     /// The ranges of ClusterIPs, where no ServiceCIDR objects say them. Packets to an address in them that no Service
     /// has are dropped; with --manifests, Services without a ClusterIP get one from them.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Services")]
@@ -269,7 +291,11 @@ impl Args {
         let node = Settings {
             node_name: node_name.clone(),
             proxy_name: proxy_name.clone(),
-            local_pods: local_pods(&self.cluster_cidr)?,
+            local_pods: match self.pod_bridge {
+                Some(bridge) => LocalPods::Bridge(bridge),
+                None if !self.pod_interface_prefix.is_empty() => LocalPods::Interfaces(self.pod_interface_prefix),
+                None => local_pods(&self.cluster_cidr)?,
+            },
             node_port_addresses: self.nodeport_addresses.0,
             service_cidrs: self.service_cidrs.clone(),
             masquerade_all: self.masquerade_all,
@@ -361,6 +387,16 @@ fn label_value(text: &str) -> Result<String, String> {
 
 fn half(wide: u64) -> u32 {
     u32::try_from(wide & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+/// A device's name, or the beginning of one: what the kernel would take, so that a slip of the hand is found.
+fn device_name(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && text.len() < 16 && !text.contains(|c: char| c == '/' || c.is_whitespace());
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("a device's name has 1 to 15 characters, none of them a slash or a blank".to_owned())
+    }
 }
 
 fn local_pods(ranges: &[String]) -> anyhow::Result<LocalPods> {

@@ -52,6 +52,17 @@ pub enum LocalPods {
     Cidrs(Vec<IpNet>),
     /// By the ranges in the Node object (`spec.podCIDRs`).
     OfNodeObject,
+    /// By the devices that they come in by, whose names begin with one of these.
+    Interfaces(Vec<String>),
+    /// By the bridge that they come in by.
+    Bridge(String),
+}
+
+impl LocalPods {
+    /// Whether pods are known by devices, not by addresses.
+    pub fn by_device(&self) -> bool {
+        matches!(self, Self::Interfaces(_) | Self::Bridge(_))
+    }
 }
 
 /// On which of the node's addresses NodePorts are served.
@@ -93,6 +104,8 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// The ranges by which local pods are told from other clients.
     pub pod_cidrs: Vec<IpNet>,
+    /// Local pods are told from other clients by their devices.
+    pub pods_by_device: bool,
     /// The ranges that ClusterIPs are taken from.
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade every connection to a ClusterIP.
@@ -110,7 +123,7 @@ impl NodeView {
             .filter_map(|family| primary(state, *family))
             .collect();
         let pod_cidrs = match &settings.local_pods {
-            LocalPods::Unknown => Vec::new(),
+            LocalPods::Unknown | LocalPods::Interfaces(_) | LocalPods::Bridge(_) => Vec::new(),
             LocalPods::Cidrs(cidrs) => cidrs.clone(),
             LocalPods::OfNodeObject => object.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         };
@@ -130,6 +143,7 @@ impl NodeView {
             primary,
             node_port_addresses,
             pod_cidrs,
+            pods_by_device: settings.local_pods.by_device(),
             service_cidrs: state.service_cidrs.as_ref().unwrap_or(&settings.service_cidrs).clone(),
             masquerade_all: settings.masquerade_all,
         }
@@ -142,7 +156,7 @@ impl NodeView {
 
     /// Whether pods of this node can be told from other clients.
     pub fn tells_pods(&self, family: IpFamily) -> bool {
-        self.pod_cidrs.iter().any(|net| IpFamily::of(&net.addr()) == family)
+        self.pods_by_device || self.pod_cidrs.iter().any(|net| IpFamily::of(&net.addr()) == family)
     }
 }
 

@@ -71,6 +71,9 @@ impl Default for Sizes {
     }
 }
 
+/// Devices of pods.
+const POD_DEVICES: u32 = 1 << 14;
+
 /// Next hops of each family.
 pub const ADJACENCIES: u32 = 1 << 16;
 
@@ -95,6 +98,7 @@ impl Sizes {
             spec::<AffinityMember, u32>("AFFINITY_MEMBERS", Hash, self.backends, "--max-backends"),
             spec::<LpmKey<Addr4>, u32>("POD_CIDRS_V4", LpmTrie, prefixes, ""),
             spec::<LpmKey<Addr6>, u32>("POD_CIDRS_V6", LpmTrie, prefixes, ""),
+            spec::<u32, u32>("POD_DEVICES", Hash, POD_DEVICES, ""),
             spec::<LpmKey<Addr4>, u32>("SERVICE_CIDRS_V4", LpmTrie, prefixes, ""),
             spec::<LpmKey<Addr6>, u32>("SERVICE_CIDRS_V6", LpmTrie, prefixes, ""),
             spec::<SourceRangeKey<Addr4>, u32>("SOURCE_RANGES_V4", LpmTrie, self.source_ranges, "--max-source-ranges"),

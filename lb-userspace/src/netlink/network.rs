@@ -33,6 +33,8 @@ pub struct Device {
     pub kind: DeviceKind,
     /// It is one end of a veth pair.
     pub veth: bool,
+    /// Index of the bridge that it is a port of; 0 if it is none's.
+    pub bridge: u32,
     /// Whether it is set up.
     pub up: bool,
     /// Its Ethernet address; zero if it has none.
@@ -213,6 +215,7 @@ pub(crate) mod tests {
             name: name.into(),
             kind: DeviceKind::Ethernet,
             veth: name.starts_with("veth"),
+            bridge: 0,
             up: true,
             mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: if name == "vxlan0" { 1450 } else { 1500 },

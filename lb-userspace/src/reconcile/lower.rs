@@ -111,9 +111,12 @@ impl Lowering {
         self.node = node.clone();
         family::node_changed(&mut self.v4, &mut self.wanted, &mut self.shared, node);
         family::node_changed(&mut self.v6, &mut self.wanted, &mut self.shared, node);
-        self.wanted.config.flags &= !config_flags::SERVICE_CIDRS;
+        self.wanted.config.flags &= !(config_flags::SERVICE_CIDRS | config_flags::POD_DEVICES);
         if !node.service_cidrs.is_empty() {
             self.wanted.config.flags |= config_flags::SERVICE_CIDRS;
+        }
+        if node.pods_by_device {
+            self.wanted.config.flags |= config_flags::POD_DEVICES;
         }
     }
 

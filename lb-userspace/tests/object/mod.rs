@@ -197,6 +197,8 @@ impl Object {
         if world.maglev.keys().any(|slot| *slot >= 64) {
             bail!("a scenario uses a slot beyond those that are cleared");
         }
+        let devices = world.pod_devices.iter().map(|ifindex| (*ifindex, 1u32)).collect();
+        self.set_hash("POD_DEVICES", &devices)?;
         let members = world.members.iter().map(|member| (*member, 1u32)).collect();
         self.set_hash("AFFINITY_MEMBERS", &members)?;
         let mut counters = PerCpuArray::<_, u64>::try_from(self.ebpf.map_mut("COUNTERS").context("COUNTERS")?)?;

@@ -2,6 +2,7 @@
 
 use super::prelude::*;
 use crate::abi::{Frontend, LpmKey, SourceRangeKey, config_flags};
+use crate::testing::packet::DEVICE;
 
 pub(super) fn scenarios<F: Cast>() -> Vec<Scenario> {
     let mut all = rejected::<F>();
@@ -9,6 +10,7 @@ pub(super) fn scenarios<F: Cast>() -> Vec<Scenario> {
     all.extend(source_ranges::<F>());
     all.extend(service_cidr::<F>());
     all.extend(origins::<F>());
+    all.extend(devices::<F>());
     all
 }
 
@@ -322,5 +324,38 @@ fn origins<F: Cast>() -> Vec<Scenario> {
                 ..Flow::<F>::to(vip, 5)
             })
             .done(),
+    ]
+}
+
+/// Pods are known by the devices that they come in by.
+fn devices<F: Cast>() -> Vec<Scenario> {
+    let pod = (F::POD_1, CLIENT_PORT);
+    let cluster = (F::CLUSTER_IP, HTTP);
+    let known_by = |sentence: &str, device: u32, client: (F::Addr, u16)| {
+        Scene::<F>::new(sentence)
+            .frontend(F::CLUSTER_IP, HTTP, cluster_ip(only(3)))
+            .given(|world| {
+                world.config.flags |= config_flags::POD_DEVICES;
+                world.pod_devices.insert(device);
+            })
+            .packet(&Frame::tcp(client, cluster, SYN))
+            .passes_as(&Frame::tcp(client, (F::POD_3, TARGET), SYN))
+    };
+    let anyone = (F::CLIENT_1, CLIENT_PORT);
+    vec![
+        known_by(
+            "A client that comes in by a pod's device is a pod, whatever its address.",
+            DEVICE,
+            anyone,
+        )
+        .recorded(&Flow::<F>::to(cluster, 3).of(anyone))
+        .done(),
+        known_by(
+            "A client with a pod's address is none where it comes in by another device.",
+            DEVICE + 1,
+            pod,
+        )
+        .recorded(&Flow::<F>::to(cluster, 3).of(pod).behind(F::NODE_1))
+        .done(),
     ]
 }
