@@ -6,7 +6,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -32,7 +33,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Server {
     task: AbortHandle,
-    listener: OwnedFd,
+    listener: Arc<TcpListener>,
 }
 
 impl Drop for Server {
@@ -91,17 +92,15 @@ fn socket(at: SocketAddr, own_family_only: bool) -> io::Result<TcpSocket> {
 }
 
 /// Answers by this router. To be called within the runtime.
-///
-/// # Errors
-/// If no file descriptor is left.
-pub fn serve(listener: TcpListener, router: Router) -> io::Result<Server> {
-    Ok(Server {
-        listener: listener.as_fd().try_clone_to_owned()?,
-        task: tokio::spawn(accept(listener, router)).abort_handle(),
-    })
+pub fn serve(listener: TcpListener, router: Router) -> Server {
+    let listener = Arc::new(listener);
+    Server {
+        task: tokio::spawn(accept(Arc::clone(&listener), router)).abort_handle(),
+        listener,
+    }
 }
 
-async fn accept(listener: TcpListener, router: Router) -> Infallible {
+async fn accept(listener: Arc<TcpListener>, router: Router) -> Infallible {
     // They end when this task is aborted.
     let mut connections = JoinSet::new();
     loop {
@@ -126,10 +125,58 @@ async fn accept(listener: TcpListener, router: Router) -> Infallible {
 async fn answer(stream: TcpStream, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        // As Go writes them, for those who compare texts.
+        .title_case_headers(true)
         .header_read_timeout(SILENCE)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
     if let Err(error) = served {
         debug!(%error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn server() -> (Server, SocketAddr) {
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port is free");
+        let at = listener.local_addr().expect("it is bound");
+        (serve(listener, Router::new().fallback(|| async { "here" })), at)
+    }
+
+    #[tokio::test]
+    async fn headers_are_written_as_go_writes_them() {
+        let (_server, at) = server().await;
+        let mut stream = TcpStream::connect(at).await.expect("it listens");
+        let request = b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("it takes a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        assert!(answer.contains("\r\nContent-Type: text/plain"), "{answer}");
+    }
+
+    /// Whoever holds every connection that a server has, and says nothing, must not keep load balancers from asking.
+    #[tokio::test]
+    async fn silent_clients_are_cut_off_and_make_room_for_others() {
+        let (_server, at) = server().await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(at).await.expect("it listens"));
+        }
+        let mut stream = TcpStream::connect(at).await.expect("it waits");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            .await
+            .expect("it waits");
+        let mut answer = String::new();
+        // With nothing else to do the clock jumps to the end of the silence.
+        tokio::time::pause();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        assert!(answer.ends_with("here"), "{answer}");
+        let closed = silent[0].read(&mut [0]).await;
+        assert!(matches!(closed, Ok(0) | Err(_)), "a silent client is still there");
     }
 }

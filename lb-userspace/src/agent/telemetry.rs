@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::Origin;
 use crate::datapath::pin::PinDir;
@@ -82,6 +83,7 @@ impl Telemetry {
         pins: &PinDir,
         connections: Arc<Mutex<Vec<Connections>>>,
     ) -> Self {
+        raise_file_limit();
         let health = Arc::new(Health::starting(Instant::now()));
         let metrics = Arc::new(Metrics::new(pins, connections));
         let events = match origin {
@@ -204,6 +206,15 @@ impl Telemetry {
     }
 }
 
+/// Every health check port takes file descriptors, and service managers allow 1024 unless they are asked for more.
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        debug!(%error, "the number of file descriptors stays as it is");
+    }
+}
+
 /// A server with the address that it should have.
 struct Place {
     at: Listen,
@@ -232,7 +243,7 @@ impl Place {
         let Some(at) = self.at.0.filter(|_| self.server.is_none()) else {
             return;
         };
-        match http::listen_all(at).and_then(|listener| http::serve(listener, self.router.clone())) {
+        match http::listen_all(at).map(|listener| http::serve(listener, self.router.clone())) {
             Ok(server) => {
                 info!(flag = self.flag, %at, "listening");
                 self.server = Some(server);

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::any;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -58,7 +58,7 @@ struct FamilyStatus {
 pub fn routes(health: &Arc<Health>, metrics: &Arc<Metrics>) -> Router {
     let route = |about_node: bool, count: fn(&Metrics, StatusCode)| {
         let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
-        get(move || async move {
+        any(move || async move {
             let (status, body) = answer(&health.condition(Instant::now()), SystemTime::now(), about_node);
             count(&metrics, status);
             respond(status, body)

@@ -116,7 +116,7 @@ impl Ports {
         let open = Open {
             service: service.clone(),
             local_endpoints,
-            _server: http::serve(listener, router)?,
+            _server: http::serve(listener, router),
         };
         info!(%service, %at, "the health check port is open");
         self.open.insert(at, open);
