@@ -7,18 +7,18 @@
 
 mod agent;
 mod ask;
-mod cgroup;
+pub(crate) mod cgroup;
 pub mod cli;
 mod client;
 mod martians;
-mod pass;
+pub(crate) mod pass;
 pub mod paths;
 pub mod plan;
 mod programmed;
 mod report;
 mod run;
 mod server;
-mod shell;
+pub(crate) mod shell;
 pub mod wire;
 
 use std::fs::{self, File};

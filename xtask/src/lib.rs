@@ -1,3 +1,4 @@
-//! The part of xtask that tests use too: the [`lab`].
+//! The parts of xtask that tests use too: the [`lab`], and the [`world`] of one node.
 
 pub mod lab;
+pub mod world;

@@ -19,7 +19,7 @@ mod setup;
 mod test;
 
 use clap::{Parser, Subcommand};
-use xtask::lab;
+use xtask::{lab, world};
 
 /// Set up, build, try, test and measure Fairway.
 #[derive(Parser)]
@@ -57,6 +57,9 @@ enum Verb {
     /// Requests from a place of the lab.
     #[command(hide = true)]
     LabClient,
+    /// Sockets of a node's processes and pods.
+    #[command(hide = true)]
+    WorldSockets,
 }
 
 fn main() -> std::process::ExitCode {
@@ -73,6 +76,7 @@ fn main() -> std::process::ExitCode {
         Verb::Lab(options) => run::lab(options),
         Verb::LabServer(options) => lab::cli::serve(&options),
         Verb::LabClient => lab::cli::ask(),
+        Verb::WorldSockets => world::make_sockets(),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
