@@ -71,26 +71,40 @@ pub fn build(release: bool) -> Result<Artifacts> {
 /// # Errors
 /// As [`build`].
 pub fn build_binary(name: &str, release: bool) -> Result<Artifacts> {
-    let mut command = process::cargo();
-    command.args([
-        "build",
-        "--package",
-        "lb-userspace",
-        "--bin",
-        name,
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
+    let mut arguments = vec!["--bin", name];
     if release {
-        command.arg("--release");
+        arguments.push("--release");
     }
+    let (executable, object) = cargo_build(&arguments)?;
+    Ok(Artifacts {
+        fairway: executable.with_context(|| format!("cargo built no `{name}` binary"))?,
+        object: object.context("lb-userspace has no build script that makes the kernel object")?,
+    })
+}
+
+/// Builds an example of the same package: a program for development, which may use what only tests have otherwise.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_example(name: &str) -> Result<PathBuf> {
+    let (executable, _) = cargo_build(&["--example", name])?;
+    executable.with_context(|| format!("cargo built no `{name}` example"))
+}
+
+/// Builds one target of `lb-userspace`: its executable, and the kernel object.
+fn cargo_build(arguments: &[&str]) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    let mut command = process::cargo();
+    command
+        .args(["build", "--package", "lb-userspace"])
+        .args(arguments)
+        .args(["--message-format", "json-render-diagnostics"]);
     let shown = process::show(&command);
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run `{shown}`"))?;
     let stdout = child.stdout.take().context("cargo has no output")?;
-    let (mut fairway, mut object) = (None, None);
+    let (mut executable, mut object) = (None, None);
     for line in BufReader::new(stdout).lines() {
         let line = line.context("cannot read cargo's messages")?;
         let Ok(message) = serde_json::from_str::<Message>(&line) else {
@@ -100,7 +114,7 @@ pub fn build_binary(name: &str, release: bool) -> Result<Artifacts> {
             continue;
         }
         match message.reason.as_str() {
-            "compiler-artifact" => fairway = message.executable.or(fairway),
+            "compiler-artifact" => executable = message.executable.or(executable),
             "build-script-executed" => object = message.out_dir.map(|folder| folder.join(OBJECT)),
             _ => {}
         }
@@ -109,8 +123,5 @@ pub fn build_binary(name: &str, release: bool) -> Result<Artifacts> {
     if !status.success() {
         bail!("`{shown}` failed ({status})");
     }
-    Ok(Artifacts {
-        fairway: fairway.with_context(|| format!("cargo built no `{name}` binary"))?,
-        object: object.context("lb-userspace has no build script that makes the kernel object")?,
-    })
+    Ok((executable, object))
 }

@@ -5,7 +5,7 @@
 //! stand side by side, and [`Lab::remove`] finds what a crashed one has left without having to be told. Every
 //! process of a lab is in its cgroup, by which they are ended.
 
-mod agent;
+pub(crate) mod agent;
 mod ask;
 pub(crate) mod cgroup;
 pub mod cli;

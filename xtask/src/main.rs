@@ -19,7 +19,7 @@ mod setup;
 mod test;
 
 use clap::{Parser, Subcommand};
-use xtask::{lab, world};
+use xtask::{conformance, lab, world};
 
 /// Set up, build, try, test and measure Fairway.
 #[derive(Parser)]
@@ -43,6 +43,11 @@ enum Verb {
     Lab(lab::cli::Options),
     /// Run every test: packet logic, agent, loaded kernel object, API server, end to end.
     Test(test::Options),
+    /// Try cases of what a Service means, on the host and in network namespaces.
+    ///
+    /// Each case is Kubernetes objects on one node, and what has to become of packets, health check ports and old flows:
+    /// see docs/conformance.md. A line tells what became of it, with every difference; the last one counts them.
+    Conformance(conformance::Options),
     /// Measure what packets cost, against a reference program in the same run.
     Bench(bench::Options),
     /// Formatting, clippy, licences, and that the kernel object cannot panic.
@@ -68,6 +73,7 @@ fn main() -> std::process::ExitCode {
         Verb::Setup => setup::ensure(&setup::Need::ALL),
         Verb::Build(options) => build::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Conformance(options) => run::conformance(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Lint => lint::run(),
         Verb::Kubernetes(options) => kubernetes::run(&options),

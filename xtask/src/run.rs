@@ -1,10 +1,11 @@
-//! `cargo xtask build-and-run` and `cargo xtask lab`: what has to be there before a lab is set up.
+//! `cargo xtask build-and-run`, `lab` and `conformance`: what has to be there before namespaces are set up.
 //!
 //! An ordinary user builds as that user; then this program starts itself again through sudo.
 
 use std::env;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use xtask::conformance::{self, On};
 use xtask::lab;
 
 use crate::build;
@@ -37,6 +38,36 @@ pub fn lab(options: lab::cli::Options) -> Result<()> {
         return on_as_root(&fairway.unwrap_or_default());
     }
     lab::cli::run(options, fairway, process::workspace())
+}
+
+/// Names a built `lb-userspace/examples/conformance`, likewise.
+const CONFORMANCE_BUILT: &str = "FAIRWAY_CONFORMANCE";
+
+/// Builds, and tries cases.
+pub fn conformance(options: &conformance::Options) -> Result<()> {
+    // What is wrong with the file is told before anything is built.
+    let cases = options.cases(process::workspace())?;
+    let in_lab = options.places().contains(&On::Lab);
+    let conformance = match env::var_os(CONFORMANCE_BUILT) {
+        Some(path) => path.into(),
+        None => {
+            setup::ensure(&[Need::Build])?;
+            build::build_example("conformance")?
+        }
+    };
+    let fairway = if in_lab { built()? } else { conformance.clone() };
+    if in_lab && !process::is_root() {
+        let built = [(BUILT, &fairway), (CONFORMANCE_BUILT, &conformance)];
+        let variables = built.map(|(name, path)| format!("{name}={}", path.display()));
+        return process::go_on_as_root(&variables, env::args_os().skip(1));
+    }
+    let programs = conformance::Programs {
+        fairway,
+        conformance,
+        xtask: env::current_exe().context("find this program's own file")?,
+    };
+    ensure!(options.run(&cases, &programs)?, "cases failed");
+    Ok(())
 }
 
 fn built() -> Result<std::path::PathBuf> {

@@ -54,9 +54,11 @@ enum Targets {
 }
 
 /// Tests of `lb-userspace` that are files of their own and need nothing.
-const WITHOUT_ROOT: &[&str] = &["conformance", "map_contents"];
+const WITHOUT_ROOT: &[&str] = &["map_contents"];
+/// The same of `xtask`.
+const XTASK_WITHOUT_ROOT: &[&str] = &["conformance_host"];
 
-const TIERS: [Tier; 6] = [
+const TIERS: [Tier; 7] = [
     Tier {
         title: "Packet logic on the host: units, properties, scenario table",
         package: "lb-common",
@@ -70,7 +72,7 @@ const TIERS: [Tier; 6] = [
         root: false,
     },
     Tier {
-        title: "Manifests to map contents, and to what becomes of packets",
+        title: "Manifests to map contents",
         package: "lb-userspace",
         targets: Targets::Files(WITHOUT_ROOT),
         root: false,
@@ -82,15 +84,21 @@ const TIERS: [Tier; 6] = [
         root: false,
     },
     Tier {
+        title: "Conformance cases on the host: objects to what becomes of packets",
+        package: "xtask",
+        targets: Targets::Files(XTASK_WITHOUT_ROOT),
+        root: false,
+    },
+    Tier {
         title: "Loaded kernel object, API server, agents in namespaces",
         package: "lb-userspace",
         targets: Targets::FilesBut(WITHOUT_ROOT),
         root: true,
     },
     Tier {
-        title: "End to end in the lab",
+        title: "End to end in namespaces: the lab, conformance cases",
         package: "xtask",
-        targets: Targets::FilesBut(&[]),
+        targets: Targets::FilesBut(XTASK_WITHOUT_ROOT),
         root: true,
     },
 ];
@@ -122,7 +130,13 @@ pub fn run(options: &Options) -> Result<()> {
 
     process::heading("Build");
     let artifacts = build::build(false)?;
-    let mut environment = vec![("FAIRWAY_BIN", artifacts.fairway.into_os_string())];
+    let mut environment = vec![
+        ("FAIRWAY_BIN", artifacts.fairway.into_os_string()),
+        (
+            "FAIRWAY_CONFORMANCE",
+            build::build_example("conformance")?.into_os_string(),
+        ),
+    ];
     if !options.no_root {
         environment.push(("FAIRWAY_KUBE_BIN", kubernetes::ensure()?.into_os_string()));
     }

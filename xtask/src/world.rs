@@ -52,7 +52,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -63,6 +63,7 @@ use socket2::Socket;
 
 use self::observer::Observer;
 use self::plan::Names;
+pub(crate) use self::plan::neighbours;
 pub use self::plan::{From, Place, Protocol, Spec};
 pub use self::probe::{Clients, Flow, Observation, Opening, Probe};
 pub use self::sockets::make_sockets;
@@ -203,13 +204,37 @@ impl World {
             }
             let place = self.spec.place(at.ip());
             self.need(place)?;
-            let socket = self.sockets(place, at.is_ipv6(), Kind::Of(protocol), 1)?.pop();
+            let in_cgroup = place != Place::Outside;
+            let socket = self
+                .sockets(place, in_cgroup, at.is_ipv6(), Kind::Of(protocol), 1)?
+                .pop();
             let watched = observer::serve(socket.context("a socket was made")?, at, protocol)?;
             let token = self.token();
             self.observer.watch(token, watched)?;
             self.servers.insert((at, protocol), token);
         }
         self.observer.settle()
+    }
+
+    /// A TCP connection, for whoever wants to say more than a probe does.
+    pub fn connect(&mut self, from: From, src: IpAddr, dst: SocketAddr) -> anyhow::Result<std::io::Result<TcpStream>> {
+        let opening = Opening {
+            from,
+            src: SocketAddr::new(src, 0),
+            dst,
+            protocol: Protocol::Tcp,
+            connected: true,
+        };
+        let socket = self.client_socket(&opening)?;
+        let connect = || {
+            if from == From::External {
+                sockets::any_address(&socket, src.is_ipv6())?;
+            }
+            socket.bind(&opening.src.into())?;
+            socket.connect_timeout(&dst.into(), Duration::from_secs(1))?;
+            socket.set_nonblocking(false)
+        };
+        Ok(connect().map(|()| socket.into()))
     }
 
     fn is_served(&self, at: SocketAddr, protocol: Protocol) -> bool {
@@ -263,25 +288,19 @@ impl World {
         self.crowd.contains(&addr)
     }
 
-    /// Addresses near to one off the node: within the smallest ranges that hold it first.
+    /// Addresses near to one off the node that nobody serves at.
     fn neighbours(&self, of: IpAddr) -> Vec<IpAddr> {
-        const COUNT: u8 = 127;
-        let near = (1..=COUNT).map(|distance| match of {
-            IpAddr::V4(addr) => IpAddr::V4((u32::from(addr) ^ u32::from(distance)).into()),
-            IpAddr::V6(addr) => IpAddr::V6((u128::from(addr) ^ u128::from(distance)).into()),
-        });
-        near.filter(|addr| {
-            let serves = self.servers.keys().any(|(at, _)| at.ip() == *addr);
-            self.spec.place(*addr) == Place::Outside && !serves
-        })
-        .collect()
+        let serves = |addr: &IpAddr| self.servers.keys().any(|(at, _)| at.ip() == *addr);
+        let near = neighbours(of);
+        near.filter(|addr| self.spec.place(*addr) == Place::Outside && !serves(addr))
+            .collect()
     }
 
     /// Observes whatever is delivered in a place.
     fn observe(&mut self, place: Place) -> anyhow::Result<()> {
         for protocol in Protocol::ALL {
             for v6 in [false, true] {
-                let socket = self.sockets(place, v6, Kind::Every(protocol), 1)?.pop();
+                let socket = self.sockets(place, false, v6, Kind::Every(protocol), 1)?.pop();
                 let watched = observer::every(socket.context("a socket was made")?, protocol, v6)?;
                 let token = self.token();
                 self.observer.watch(token, watched)?;
@@ -290,18 +309,20 @@ impl World {
         Ok(())
     }
 
-    fn sockets(&mut self, place: Place, v6: bool, kind: Kind, count: usize) -> anyhow::Result<Vec<Socket>> {
+    fn sockets(
+        &mut self,
+        place: Place,
+        in_cgroup: bool,
+        v6: bool,
+        kind: Kind,
+        count: usize,
+    ) -> anyhow::Result<Vec<Socket>> {
         let netns = match place {
             Place::Node => self.netns(),
             Place::Outside => self.outside_netns(),
             Place::Pod(_) | Place::Crowd => self.names.netns_path(self.pods.get(&place).context("no such pod")?),
         };
         let order = Order { netns, v6, kind, count };
-        let in_cgroup = match place {
-            Place::Outside => false,
-            Place::Node => true,
-            Place::Pod(_) | Place::Crowd => self.spec.pods_in_cgroup,
-        };
         match &mut self.maker {
             Some(maker) if in_cgroup => maker.make(&order),
             _ => order.make(),

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(150);
 
 /// Sizes of the maps: the smaller they are, the sooner an agent has them.
-const SIZES: [&str; 6] = [
+pub(crate) const SIZES: [&str; 6] = [
     "--max-connections",
     "65536",
     "--max-backends",
@@ -126,7 +126,7 @@ impl Lab {
     }
 }
 
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")

@@ -1,7 +1,7 @@
 //! One flow, as its client knows it: a socket that asks, and what it hears.
 
 use std::io::{self, ErrorKind, IoSliceMut, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 
 use nix::errno::Errno;
@@ -52,6 +52,8 @@ pub(super) struct Plan {
     pub target: SocketAddr,
     pub flow: u32,
     pub connected: bool,
+    /// Whether it is bound to its address, or has the kernel choose that.
+    pub bound: bool,
 }
 
 impl Client {
@@ -65,11 +67,11 @@ impl Client {
             any_address(&socket, v6)?;
         }
         tell_errors(&socket, v6)?;
-        let bound = match plan.protocol {
-            Protocol::Sctp => without_port(plan.local.ip()),
-            Protocol::Tcp | Protocol::Udp => plan.local.into(),
-        };
-        socket.bind(&bound)?;
+        match plan.protocol {
+            Protocol::Sctp => socket.bind(&without_port(plan.local.ip()))?,
+            _ if plan.bound => socket.bind(&plan.local.into())?,
+            _ => socket.bind(&SocketAddr::new(unspecified(v6), plan.local.port()).into())?,
+        }
         let mut client = Self {
             socket,
             protocol: plan.protocol,
@@ -84,6 +86,12 @@ impl Client {
         };
         let opened = client.begin();
         client.take_note(opened);
+        if let Some(local) = client.socket.local_addr()?.as_socket()
+            && !local.ip().is_unspecified()
+            && plan.protocol != Protocol::Sctp
+        {
+            client.local = plain(local);
+        }
         Ok(client)
     }
 
@@ -320,6 +328,14 @@ fn told(error: &io::Error) -> Heard {
         ErrorKind::ConnectionRefused => Heard::Refusal,
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Heard::End,
         _ => Heard::Other(error.to_string()),
+    }
+}
+
+fn unspecified(v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
     }
 }
 

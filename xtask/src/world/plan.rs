@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// What a world is made from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Spec {
     /// Its name on the machine: up to 24 letters, digits and hyphens. An earlier world of this name is removed.
     pub name: String,
@@ -20,8 +20,8 @@ pub struct Spec {
     pub other_ips: Vec<IpAddr>,
     /// Whatever has an address in here is a pod on the node.
     pub pod_cidrs: Vec<IpNet>,
-    /// Whether pods are in the node's cgroup, so that their sockets are translated where they connect. If not,
-    /// their packets are.
+    /// Whether pods are in the node's cgroup, so that their sockets are translated where they connect. If not, a
+    /// [`From::Pod`] is as [`From::PodOutsideCgroup`].
     pub pods_in_cgroup: bool,
 }
 
@@ -61,6 +61,15 @@ impl Spec {
             .filter(|addr| cidr.contains(addr) && !taken(*addr))
             .collect()
     }
+}
+
+/// Addresses near to one off the node: within the smallest ranges that hold it first.
+pub(crate) fn neighbours(of: IpAddr) -> impl Iterator<Item = IpAddr> {
+    const COUNT: u8 = 127;
+    (1..=COUNT).map(move |distance| match of {
+        IpAddr::V4(addr) => IpAddr::V4((u32::from(addr) ^ u32::from(distance)).into()),
+        IpAddr::V6(addr) => IpAddr::V6((u128::from(addr) ^ u128::from(distance)).into()),
+    })
 }
 
 /// How many pods at most are clients at a time when there are to be many.
@@ -115,6 +124,27 @@ pub enum From {
     Pod,
     /// A process of the node.
     NodeProcess,
+    /// A pod whose sockets no hook of the node's cgroup sees, so that its packets have to be translated.
+    PodOutsideCgroup,
+    /// The same of a process of the node.
+    NodeProcessOutsideCgroup,
+}
+
+impl From {
+    /// Whether it is a pod.
+    pub const fn is_pod(self) -> bool {
+        matches!(self, Self::Pod | Self::PodOutsideCgroup)
+    }
+
+    /// Whether it is a process of the node.
+    pub const fn is_node_process(self) -> bool {
+        matches!(self, Self::NodeProcess | Self::NodeProcessOutsideCgroup)
+    }
+
+    /// Whether its sockets are made in the node's cgroup.
+    pub const fn is_in_cgroup(self) -> bool {
+        matches!(self, Self::Pod | Self::NodeProcess)
+    }
 }
 
 /// The names of a world on the machine.

@@ -99,6 +99,9 @@ pub struct Opening {
 /// What became of a request, and whether that may be for want of patience.
 type Judgement = (Observation, bool);
 
+/// Where a client's socket is made, whether in the node's cgroup, whether for IPv6, and for which protocol.
+type SocketKind = (Place, bool, bool, Protocol);
+
 /// Flows that are under way at the same time.
 const AT_ONCE: usize = 512;
 /// How often a client looks whether its request has arrived somewhere.
@@ -167,8 +170,8 @@ impl World {
         let others = match (probe.clients, probe.from) {
             (Clients::One, _) => Vec::new(),
             (Clients::Many, From::External) => self.neighbours(probe.src),
-            (Clients::Many, From::Pod) => self.crowd(probe.src)?,
-            (Clients::Many, From::NodeProcess) => {
+            (Clients::Many, from) if from.is_pod() => self.crowd(probe.src)?,
+            (Clients::Many, _) => {
                 let mut own = self.spec.node_addresses();
                 own.retain(|addr| addr.is_ipv4() == probe.src.is_ipv4());
                 own
@@ -184,8 +187,7 @@ impl World {
         let mut sockets = self.client_sockets(openings)?;
         let mut clients = Vec::new();
         for opening in openings {
-            let place = self.client_place(opening)?;
-            let kind = (place, opening.src.is_ipv6(), opening.protocol);
+            let kind = self.kind(opening)?;
             clients.push(self.open_one(opening, || {
                 sockets
                     .get_mut(&kind)
@@ -211,6 +213,7 @@ impl World {
             target: opening.dst,
             flow: self.next_flow(),
             connected: opening.connected,
+            bound: !self.is_kernels_choice(opening),
         };
         let own_port = opening.src.port() == 0;
         if own_port {
@@ -227,24 +230,46 @@ impl World {
         .with_context(|| format!("open a {:?} flow from {} to {}", plan.protocol, plan.local, plan.target))
     }
 
-    /// Sockets for all of these, made together where they are of the same kind; one to spare of each.
-    fn client_sockets(
-        &mut self,
-        openings: &[Opening],
-    ) -> anyhow::Result<BTreeMap<(Place, bool, Protocol), Vec<socket2::Socket>>> {
-        let mut counts: BTreeMap<(Place, bool, Protocol), usize> = BTreeMap::new();
+    /// Whether a socket that is not bound to an address would have this one. Hooks tell such sockets from others, so
+    /// those in the node's cgroup are as most sockets are.
+    fn is_kernels_choice(&self, opening: &Opening) -> bool {
+        let (src, dst) = (opening.src.ip(), opening.dst.ip());
+        match opening.from {
+            From::Pod => !self.in_crowd(src),
+            From::NodeProcess => {
+                let first = self.spec.ips.iter().find(|addr| addr.is_ipv4() == src.is_ipv4());
+                let on_the_node = self.spec.place(dst) == Place::Node;
+                dst.is_loopback() || first == Some(&src) && (!on_the_node || dst == src)
+            }
+            From::External | From::PodOutsideCgroup | From::NodeProcessOutsideCgroup => false,
+        }
+    }
+
+    /// Sockets for all of these, made together where they are of the same kind; some to spare of each.
+    fn client_sockets(&mut self, openings: &[Opening]) -> anyhow::Result<BTreeMap<SocketKind, Vec<socket2::Socket>>> {
+        let mut counts: BTreeMap<SocketKind, usize> = BTreeMap::new();
         for opening in openings {
-            let place = self.client_place(opening)?;
-            *counts
-                .entry((place, opening.src.is_ipv6(), opening.protocol))
-                .or_default() += 1;
+            *counts.entry(self.kind(opening)?).or_default() += 1;
         }
         let mut sockets = BTreeMap::new();
-        for ((place, v6, protocol), count) in counts {
-            let made = self.sockets(place, v6, Kind::Of(protocol), count + count.div_ceil(16))?;
-            sockets.insert((place, v6, protocol), made);
+        for (kind, count) in counts {
+            let (place, in_cgroup, v6, protocol) = kind;
+            let made = self.sockets(place, in_cgroup, v6, Kind::Of(protocol), count + count.div_ceil(16))?;
+            sockets.insert(kind, made);
         }
         Ok(sockets)
+    }
+
+    /// A socket for one.
+    pub(super) fn client_socket(&mut self, opening: &Opening) -> anyhow::Result<socket2::Socket> {
+        let made = self.client_sockets(&[*opening])?;
+        made.into_values().flatten().next().context("a socket was made")
+    }
+
+    fn kind(&mut self, opening: &Opening) -> anyhow::Result<SocketKind> {
+        let place = self.client_place(opening)?;
+        let in_cgroup = opening.from.is_in_cgroup() && (self.spec.pods_in_cgroup || !opening.from.is_pod());
+        Ok((place, in_cgroup, opening.src.is_ipv6(), opening.protocol))
     }
 
     /// Where a client is; a pod that is not there yet is made.
@@ -252,9 +277,9 @@ impl World {
         let addr = opening.src.ip();
         match opening.from {
             From::External => Ok(Place::Outside),
-            From::NodeProcess => Ok(Place::Node),
-            From::Pod if self.in_crowd(addr) => Ok(Place::Crowd),
-            From::Pod => match self.spec.place(addr) {
+            From::NodeProcess | From::NodeProcessOutsideCgroup => Ok(Place::Node),
+            _ if self.in_crowd(addr) => Ok(Place::Crowd),
+            From::Pod | From::PodOutsideCgroup => match self.spec.place(addr) {
                 place @ Place::Pod(_) => {
                     self.need(place)?;
                     Ok(place)
