@@ -14,7 +14,9 @@ mod counters;
 mod service;
 
 pub use address::{Addr4, Addr6, Address, Family, Mac, Port, V4, V6};
-pub use connection::{Connection, Direction, Peer, SocketKey, Tuple, conn_flags, socket_side, tcp_state};
+pub use connection::{
+    Connection, DatagramKey, DatagramPorts, Direction, Peer, SocketKey, Tuple, conn_flags, socket_side, tcp_state,
+};
 pub use counters::{COUNTER_SLOTS, DropReason, Hook, Outcome};
 pub use service::{
     Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, BackendSet, Config, Frontend, FrontendKey, LpmKey,

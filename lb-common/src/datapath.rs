@@ -20,6 +20,8 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`parse`] | headers in bounds: VLAN tags, IPv4 options, IPv6 extension headers |
+//! | `transport` | transport headers, in bounds |
+//! | [`fragment`] | the ports of fragments that have none |
 //! | [`connection`] | known connections, and the writing of new ones |
 //! | [`frontend`] | what a destination means; origin of the client, source ranges |
 //! | [`select`] | session affinity, Maglev |
@@ -28,12 +30,14 @@
 //! | [`socket`] | the same answers when a socket connects or sends |
 
 pub mod connection;
+pub mod fragment;
 pub mod frontend;
 pub mod parse;
 pub mod reject;
 pub mod rewrite;
 pub mod select;
 pub mod socket;
+mod transport;
 
 pub use parse::{Headers, Ip, Link};
 pub use rewrite::Translation;
@@ -43,6 +47,7 @@ use crate::env::{Env, Packet, Tables};
 use crate::hash;
 use crate::wire::ethertype;
 use connection::Opening;
+use fragment::Part;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,13 +169,21 @@ fn walk_here<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, head
 /// small for it.
 #[inline(never)]
 fn walk_apart<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
-    let Some(headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
+    let Some(mut headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
         return not_ours::<P, E>(env);
     };
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
+    if headers.piece.part != Part::Whole
+        && fragment::complete::<F, P, E>(env, direction::<P>(), &mut headers, &mut draft).is_none()
+    {
+        return not_ours::<P, E>(env);
+    }
     draft.primary_key = headers.tuple(direction::<P>());
     let step = walk::<F, P, E>(packet, env, &headers, &draft.primary_key)?;
     if step == Progress::Open {
+        if headers.piece.part == Part::Rest {
+            return unowned::<F, P, E>(env, &draft.primary_key.dst); // The first fragment opened nothing.
+        }
         connection::describe::<F, P>(packet, &headers, &mut draft);
     }
     Ok(step)

@@ -6,8 +6,8 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Adjacency, AffinityEntry, AffinityKey, Backend, Config, Connection, DropReason, Family, Frontend, FrontendKey,
-    Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
+    Adjacency, AffinityEntry, AffinityKey, Backend, Config, Connection, DatagramKey, DatagramPorts, DropReason, Family,
+    Frontend, FrontendKey, Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
 use crate::datapath::connection::Opening;
 use crate::datapath::{Ip, Translation};
@@ -98,6 +98,8 @@ pub struct Draft<A> {
     pub out_key: Tuple<A>,
     /// That entry.
     pub out: Connection<A>,
+    /// Key of the datagram that the packet is a fragment of, if it is one.
+    pub datagram: DatagramKey<A>,
 }
 
 /// The tables of one address family.
@@ -136,6 +138,11 @@ pub trait Tables<F: Family> {
     fn put_connection(&self, key: &Tuple<F::Addr>, value: &Connection<F::Addr>) -> Result<(), InsertError>;
     /// Removes a connection, if it is there.
     fn remove_connection(&self, key: &Tuple<F::Addr>);
+
+    /// The ports of a datagram whose first fragment has been seen.
+    fn datagram(&self, key: &DatagramKey<F::Addr>) -> Option<DatagramPorts>;
+    /// Notes the ports of a datagram. May fail silently: its other fragments then pass as they come.
+    fn note_datagram(&self, key: &DatagramKey<F::Addr>, ports: &DatagramPorts);
 
     /// Looks up a frontend.
     fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend>;

@@ -156,6 +156,22 @@ pub struct Extension {
     pub length: u8,
 }
 
+/// IPv6 fragment header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Fragment {
+    /// Number of the next header.
+    pub next_header: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Offset (units of 8 bytes, 13 bits), two bits of zeros, whether more follow.
+    pub offset: Be16,
+    /// Identification, upper half.
+    pub id_high: Be16,
+    /// Identification, lower half.
+    pub id_low: Be16,
+}
+
 /// TCP header up to and with its checksum.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

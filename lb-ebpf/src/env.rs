@@ -4,13 +4,15 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::abi::{
-    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, DropReason, Family, Frontend,
-    FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple, V4, V6,
+    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, DatagramKey, DatagramPorts,
+    DropReason, Family, Frontend, FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
 use lb_common::datapath::connection::{self, Opening};
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
-use crate::maps::{AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, POD_DEVICES, SourceRange, address_bits};
+use crate::maps::{
+    AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, POD_DEVICES, SourceRange, address_bits,
+};
 
 const EEXIST: i32 = -17;
 
@@ -132,6 +134,17 @@ impl<F: Maps + Open> Tables<F> for Kernel {
     fn remove_connection(&self, key: &Tuple<F::Addr>) {
         // It may be gone already, which is what was wanted.
         let _ = F::connections().remove(key);
+    }
+
+    #[inline(always)]
+    fn datagram(&self, key: &DatagramKey<F::Addr>) -> Option<DatagramPorts> {
+        // SAFETY: the value is copied at once.
+        unsafe { F::datagrams().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_datagram(&self, key: &DatagramKey<F::Addr>, ports: &DatagramPorts) {
+        let _ = F::datagrams().insert(key, ports, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

@@ -5,7 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use lb_common::abi::{
     Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, COUNTER_SLOTS, Config,
-    Connection, FILTER_BUCKETS, Frontend, FrontendKey, NODE_PORT_BITMAP_BYTES, Peer, SocketKey, Tuple, V4, V6,
+    Connection, DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey, NODE_PORT_BITMAP_BYTES, Peer,
+    SocketKey, Tuple, V4, V6,
 };
 use lb_common::datapath::Ip;
 use lb_common::env::Draft;
@@ -19,6 +20,7 @@ const MOST_CLIENTS: u32 = 1 << 16;
 const MOST_PREFIXES: u32 = 1 << 14;
 const MOST_SOCKETS: u32 = 1 << 16;
 const MOST_DEVICES: u32 = 1 << 14;
+const MOST_DATAGRAMS: u32 = 1 << 14;
 
 /// What follows the prefix length in the keys of `SOURCE_RANGES`, see `lb_common::abi::SourceRangeKey`.
 #[repr(C)]
@@ -95,6 +97,12 @@ static SOCKETS_V4: LruHashMap<SocketKey<Addr4>, Peer<Addr4>> = LruHashMap::with_
 #[map]
 static SOCKETS_V6: LruHashMap<SocketKey<Addr6>, Peer<Addr6>> = LruHashMap::with_max_entries(MOST_SOCKETS, 0);
 
+/// Datagram in fragments -> its ports.
+#[map]
+static DATAGRAMS_V4: LruHashMap<DatagramKey<Addr4>, DatagramPorts> = LruHashMap::with_max_entries(MOST_DATAGRAMS, 0);
+#[map]
+static DATAGRAMS_V6: LruHashMap<DatagramKey<Addr6>, DatagramPorts> = LruHashMap::with_max_entries(MOST_DATAGRAMS, 0);
+
 /// One value: what the agent tells the programs.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -148,6 +156,7 @@ pub trait Maps: Ip {
     fn service_cidrs() -> &'static LpmTrie<Self::Addr, u32>;
     fn source_ranges() -> &'static LpmTrie<SourceRange<Self::Addr>, u32>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, Peer<Self::Addr>>;
+    fn datagrams() -> &'static LruHashMap<DatagramKey<Self::Addr>, DatagramPorts>;
     fn drafts() -> &'static PerCpuArray<Draft<Self::Addr>>;
 }
 
@@ -172,6 +181,7 @@ maps_of! { V4, Addr4,
     service_cidrs: LpmTrie<Addr4, u32> = SERVICE_CIDRS_V4;
     source_ranges: LpmTrie<SourceRange<Addr4>, u32> = SOURCE_RANGES_V4;
     sockets: LruHashMap<SocketKey<Addr4>, Peer<Addr4>> = SOCKETS_V4;
+    datagrams: LruHashMap<DatagramKey<Addr4>, DatagramPorts> = DATAGRAMS_V4;
     drafts: PerCpuArray<Draft<Addr4>> = DRAFTS_V4;
 }
 
@@ -185,6 +195,7 @@ maps_of! { V6, Addr6,
     service_cidrs: LpmTrie<Addr6, u32> = SERVICE_CIDRS_V6;
     source_ranges: LpmTrie<SourceRange<Addr6>, u32> = SOURCE_RANGES_V6;
     sockets: LruHashMap<SocketKey<Addr6>, Peer<Addr6>> = SOCKETS_V6;
+    datagrams: LruHashMap<DatagramKey<Addr6>, DatagramPorts> = DATAGRAMS_V6;
     drafts: PerCpuArray<Draft<Addr6>> = DRAFTS_V6;
 }
 

@@ -2,7 +2,7 @@
 //! which may be many packets in one (GSO). All writes therefore go through the kernel's helpers.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated::{
@@ -40,7 +40,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
     const L3: u32 = if ETHERNET { size_of::<Ethernet>() as u32 } else { 0 };
 
     #[inline(always)]
-    fn store_bytes<T>(&mut self, at: u32, value: &T) -> Option<()> {
+    fn store_bytes<T>(&mut self, at: u32, value: &T, flags: u64) -> Option<()> {
         // SAFETY: the helper checks the bounds of the packet; `value` is readable for its size.
         let code = unsafe {
             bpf_skb_store_bytes(
@@ -48,7 +48,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> TcPacket<EGRESS, ETHERNET> {
                 at,
                 core::ptr::from_ref(value).cast(),
                 size_of::<T>() as u32,
-                0,
+                flags,
             )
         };
         if code == 0 { Some(()) } else { None }
@@ -136,7 +136,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
 
     #[inline(always)]
     fn store<T: Wire>(&mut self, at: u32, header: &T) -> Option<()> {
-        self.store_bytes(at, header)
+        self.store_bytes(at, header, 0)
     }
 
     #[inline(always)]
@@ -157,7 +157,16 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
             if !t.unchecked() {
                 self.check_addresses(t, addresses)?;
             }
-            self.store_bytes(h.l3.wrapping_add(addresses_at), &[src.0, dst.0])?;
+            // The sum beside the packet: in IPv4 the header's own checksum makes up for it, in IPv6 nothing does.
+            let flags = if F::IS_V6 && t.headless() {
+                u64::from(BPF_F_RECOMPUTE_CSUM)
+            } else {
+                0
+            };
+            self.store_bytes(h.l3.wrapping_add(addresses_at), &[src.0, dst.0], flags)?;
+        }
+        if t.headless() {
+            return Some(());
         }
         if h.src_port != src.1 || h.dst_port != dst.1 {
             if h.protocol == protocol::SCTP {
@@ -166,7 +175,7 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
             if !t.unchecked() {
                 self.check_ports(t, Delta::default().port(h.src_port, src.1).port(h.dst_port, dst.1))?;
             }
-            self.store_bytes::<[Port; 2]>(h.l4, &[src.1, dst.1])?;
+            self.store_bytes::<[Port; 2]>(h.l4, &[src.1, dst.1], 0)?;
         }
         Some(())
     }

@@ -245,7 +245,7 @@ fn write_config(pins: &PinDir, config: &Config) -> anyhow::Result<()> {
     Ok(map.set(
         &0,
         &Config {
-            flags: before.flags & (config_flags::SERVICE_CIDRS | config_flags::POD_DEVICES) | config.flags,
+            flags: before.flags & config_flags::SERVICE_CIDRS | config.flags,
             ..*config
         },
     )?)

@@ -112,6 +112,34 @@ pub mod tcp_state {
     pub const RST: u8 = 4;
 }
 
+/// Key of the table of datagrams that come in fragments, of which the first alone has ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct DatagramKey<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// The sender's number for it.
+    pub id: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`Direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of the table of datagrams: the ports that the first fragment had at that hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DatagramPorts {
+    /// Source port.
+    pub src: Port,
+    /// Destination port.
+    pub dst: Port,
+}
+
 /// Key of the table of socket-level translations: a socket, and one side of what it talks to.
 ///
 /// By the backend that it really talks to it is found what the process asked for, which it is told as its peer. By the
@@ -184,6 +212,8 @@ const _: () = {
     use super::{Addr4, Addr6};
     assert!(size_of::<Tuple<Addr4>>() == 16 && size_of::<Tuple<Addr6>>() == 40);
     assert!(size_of::<Connection<Addr4>>() == 40 && size_of::<Connection<Addr6>>() == 64);
+    assert!(size_of::<DatagramKey<Addr4>>() == 16 && size_of::<DatagramKey<Addr6>>() == 40);
+    assert!(size_of::<DatagramPorts>() == 4);
     assert!(size_of::<SocketKey<Addr4>>() == 16 && size_of::<SocketKey<Addr6>>() == 28);
     assert!(size_of::<Peer<Addr4>>() == 20 && size_of::<Peer<Addr6>>() == 32);
 };

@@ -1,18 +1,15 @@
 //! Headers, in bounds.
 //!
 //! Nothing is returned for what cannot be translated, and such a packet passes as it came: other EtherTypes and
-//! protocols, more than two VLAN tags, more than six IPv6 extension headers or more than a kilobyte of them,
-//! fragments (only the first has ports, and a datagram must not be split between two destinations), and headers that
-//! the packet does not hold.
+//! protocols, more than two VLAN tags, more than six IPv6 extension headers or more than a kilobyte of them, and
+//! headers that the packet does not hold. Fragments that are not the first have no ports: see [`fragment`].
 
-use super::{Translation, reject};
-use crate::abi::{Addr6, Direction, Family, Port, Tuple, V4, V6, protocol};
+use super::fragment::{Part, Piece};
+use super::{Translation, reject, transport};
+use crate::abi::{Addr6, Direction, Family, Port, Tuple, V4, V6};
 use crate::checksum::Delta;
 use crate::env::Packet;
-use crate::wire::{
-    Be16, Ethernet, Extension, Ipv4, Ipv6, Sctp, SctpChunk, Tcp, Udp, Vlan, ethertype, next_header, sctp_chunk,
-    tcp_flags,
-};
+use crate::wire::{Be16, Ethernet, Extension, Fragment, Ipv4, Ipv6, Vlan, ethertype, next_header};
 
 /// What the link layer says.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +45,8 @@ pub struct Headers<F: Family> {
     pub l4: u32,
     /// Checksum of the transport header; 0 for SCTP, whose checksum is another.
     pub check: Be16,
+    /// What of a datagram it is.
+    pub piece: Piece,
 }
 
 /// How far a packet may go, and how large it is.
@@ -131,84 +130,22 @@ fn is_tag(ethertype: Be16) -> bool {
     ethertype == ethertype::VLAN || ethertype == ethertype::SERVICE_VLAN
 }
 
-/// Transport header: ports, TCP flags, checksum.
-struct Transport {
-    src: Port,
-    dst: Port,
-    tcp_flags: u8,
-    check: Be16,
-}
-
-/// The transport header of a protocol that most packets have.
-#[inline(always)]
-fn plain_transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> {
-    match protocol {
-        protocol::TCP => {
-            let tcp: Tcp = packet.load(l4)?;
-            Some(Transport {
-                src: tcp.src,
-                dst: tcp.dst,
-                tcp_flags: tcp.flags,
-                check: tcp.check,
-            })
-        }
-        protocol::UDP => {
-            let udp: Udp = packet.load(l4)?;
-            Some(Transport {
-                src: udp.src,
-                dst: udp.dst,
-                tcp_flags: 0,
-                check: udp.check,
-            })
-        }
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn transport<P: Packet>(packet: &P, protocol: u8, l4: u32) -> Option<Transport> {
-    if protocol != protocol::SCTP {
-        return plain_transport(packet, protocol, l4);
-    }
-    let sctp: Sctp = packet.load(l4)?;
-    let first: Option<SctpChunk> = packet.load(l4.wrapping_add(size_of::<Sctp>() as u32));
-    let kind = first.map_or(0, |chunk| chunk.kind);
-    Some(Transport {
-        src: sctp.src,
-        dst: sctp.dst,
-        tcp_flags: MEANINGS.get(usize::from(kind)).copied().unwrap_or(0),
-        check: Be16::default(),
-    })
-}
-
-/// The flags of TCP that a type of SCTP chunk amounts to. A table, since the verifier would walk the rest of a program
-/// once for each flag that it knows to be set.
-static MEANINGS: [u8; 256] = meanings();
-
-#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which would refuse")]
-const fn meanings() -> [u8; 256] {
-    let mut meanings = [0; 256];
-    meanings[sctp_chunk::INIT as usize] = tcp_flags::SYN;
-    meanings[sctp_chunk::SHUTDOWN as usize] = tcp_flags::FIN;
-    meanings[sctp_chunk::SHUTDOWN_ACK as usize] = tcp_flags::FIN;
-    meanings[sctp_chunk::SHUTDOWN_COMPLETE as usize] = tcp_flags::RST;
-    meanings[sctp_chunk::ABORT as usize] = tcp_flags::RST;
-    meanings
-}
-
 impl Ip for V4 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
-        let (protocol, l4) = next_v4(packet, link)?;
-        let transport = transport(packet, protocol, l4)?;
-        headers_v4(packet, link, protocol, l4, &transport)
+        let (protocol, l4, piece) = next_v4(packet, link)?;
+        let transport = transport::of_piece(packet, protocol, l4, piece)?;
+        headers_v4(packet, link, (protocol, l4, piece), &transport)
     }
 
     #[inline(always)]
     fn parse_plain<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
-        let (protocol, l4) = next_v4(packet, link)?;
-        let transport = plain_transport(packet, protocol, l4)?;
-        headers_v4(packet, link, protocol, l4, &transport)
+        let (protocol, l4, piece) = next_v4(packet, link)?;
+        if piece.part != Part::Whole {
+            return None;
+        }
+        let transport = transport::plain(packet, protocol, l4)?;
+        headers_v4(packet, link, (protocol, l4, Piece::default()), &transport)
     }
 
     #[inline(always)]
@@ -242,21 +179,26 @@ impl Ip for V4 {
 impl Ip for V6 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
-        let (next, first) = next_v6(packet, link)?;
-        let (protocol, l4) = if is_transport(next) {
-            (next, first)
-        } else {
-            skip_extensions(packet, next, first)?
-        };
-        let transport = transport(packet, protocol, l4)?;
-        headers_v6(packet, link, protocol, l4, &transport)
+        let (mut next, mut l4) = next_v6(packet, link)?;
+        let mut piece = Piece::default();
+        if !is_last(next) {
+            (next, l4) = skip_extensions(packet, next, l4)?;
+        }
+        if next == next_header::FRAGMENT {
+            let fragment: Fragment = packet.load(l4)?;
+            piece = Piece::v6(&fragment);
+            next = fragment.next_header;
+            l4 = packet.launder(l4.wrapping_add(size_of::<Fragment>() as u32));
+        }
+        let transport = transport::of_piece(packet, next, l4, piece)?;
+        headers_v6(packet, link, (next, l4, piece), &transport)
     }
 
     #[inline(always)]
     fn parse_plain<P: Packet>(packet: &P, link: &Link) -> Option<Headers<Self>> {
         let (protocol, l4) = next_v6(packet, link)?;
-        let transport = plain_transport(packet, protocol, l4)?;
-        headers_v6(packet, link, protocol, l4, &transport)
+        let transport = transport::plain(packet, protocol, l4)?;
+        headers_v6(packet, link, (protocol, l4, Piece::default()), &transport)
     }
 
     #[inline(always)]
@@ -299,17 +241,15 @@ impl Ip for V6 {
     }
 }
 
-/// Protocol and offset of what follows the IPv4 header.
+/// Protocol and offset of what follows the IPv4 header, and what of a datagram it is.
 #[inline(always)]
-fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
-    /// More fragments, or an offset other than zero.
-    const FRAGMENT: u16 = 0x3fff;
+fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32, Piece)> {
     let ip: Ipv4 = packet.load(link.l3)?;
     let header_len = u32::from(ip.version_ihl & 0x0f) << 2;
-    if ip.version_ihl >> 4 != 4 || header_len < 20 || ip.fragment.get() & FRAGMENT != 0 {
+    if ip.version_ihl >> 4 != 4 || header_len < 20 {
         return None;
     }
-    Some((ip.protocol, link.l3.wrapping_add(header_len)))
+    Some((ip.protocol, link.l3.wrapping_add(header_len), Piece::v4(&ip)))
 }
 
 /// Number and offset of what follows the IPv6 header.
@@ -324,25 +264,34 @@ fn next_v6<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
 
 /// Puts the headers together. Addresses are read here, so that the kernel need not keep them meanwhile.
 #[inline(always)]
-fn headers_v4<P: Packet>(packet: &P, link: &Link, protocol: u8, l4: u32, transport: &Transport) -> Option<Headers<V4>> {
+fn headers_v4<P: Packet>(
+    packet: &P,
+    link: &Link,
+    at: (u8, u32, Piece),
+    transport: &transport::Transport,
+) -> Option<Headers<V4>> {
     let addresses: Ipv4 = packet.load(link.l3)?;
-    Some(headers(link, (addresses.src, addresses.dst), protocol, l4, transport))
+    Some(headers(link, (addresses.src, addresses.dst), at, transport))
 }
 
 /// As [`headers_v4`].
 #[inline(always)]
-fn headers_v6<P: Packet>(packet: &P, link: &Link, protocol: u8, l4: u32, transport: &Transport) -> Option<Headers<V6>> {
+fn headers_v6<P: Packet>(
+    packet: &P,
+    link: &Link,
+    at: (u8, u32, Piece),
+    transport: &transport::Transport,
+) -> Option<Headers<V6>> {
     let addresses: Ipv6 = packet.load(link.l3)?;
-    Some(headers(link, (addresses.src, addresses.dst), protocol, l4, transport))
+    Some(headers(link, (addresses.src, addresses.dst), at, transport))
 }
 
 #[inline(always)]
 fn headers<F: Family>(
     link: &Link,
     (src, dst): (F::Addr, F::Addr),
-    protocol: u8,
-    l4: u32,
-    transport: &Transport,
+    (protocol, l4, piece): (u8, u32, Piece),
+    transport: &transport::Transport,
 ) -> Headers<F> {
     Headers {
         src,
@@ -355,15 +304,17 @@ fn headers<F: Family>(
         l3: link.l3,
         l4,
         check: transport.check,
+        piece,
     }
 }
 
+/// Whether it ends the walk over extension headers.
 #[inline(always)]
-fn is_transport(next: u8) -> bool {
-    next == protocol::TCP || next == protocol::UDP || next == protocol::SCTP
+fn is_last(next: u8) -> bool {
+    transport::is_ported(next) || next == next_header::FRAGMENT
 }
 
-/// Walks over extension headers to the transport header.
+/// Walks over extension headers to the transport header, or the fragment header before it.
 #[inline(always)]
 fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Option<(u8, u32)> {
     const MOST: u32 = 6;
@@ -383,7 +334,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Option<(u8, u32
             return None;
         }
         next = extension.next_header;
-        if is_transport(next) {
+        if is_last(next) {
             return Some((next, packet.launder(at)));
         }
     }

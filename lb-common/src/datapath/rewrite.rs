@@ -1,5 +1,6 @@
 //! New addresses and ports, with every checksum that covers them.
 
+use super::fragment::Part;
 use super::parse::{Headers, Ip};
 use crate::abi::{Family, Mac, Port, protocol};
 use crate::checksum::Delta;
@@ -72,10 +73,16 @@ impl<'a, F: Family> Translation<'a, F> {
         self.headers.l4.wrapping_add(within)
     }
 
+    /// Whether the packet has no transport header, as a fragment that is not the first: nothing but addresses changes.
+    #[inline(always)]
+    pub fn headless(&self) -> bool {
+        self.headers.piece.part == Part::Rest
+    }
+
     /// Whether the packet has no transport checksum of the internet's kind to keep right.
     #[inline(always)]
     pub fn unchecked(&self) -> bool {
-        self.headers.protocol != protocol::TCP && self.headers.check.raw() == 0
+        self.headless() || self.headers.protocol != protocol::TCP && self.headers.check.raw() == 0
     }
 }
 
@@ -87,6 +94,9 @@ impl<'a, F: Family> Translation<'a, F> {
 #[inline(always)]
 pub fn direct<F: Ip, P: Packet>(packet: &mut P, t: &Translation<'_, F>) -> Option<()> {
     let addresses = F::rewrite(packet, t)?;
+    if t.headless() {
+        return Some(());
+    }
     if t.headers.protocol == protocol::TCP {
         packet.update(t.headers.l4, |tcp: &mut Tcp| {
             tcp.check = t.ports(&mut tcp.src, &mut tcp.dst, addresses).apply(tcp.check);

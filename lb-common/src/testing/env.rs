@@ -11,7 +11,8 @@ use std::vec::Vec;
 use super::Cast;
 use crate::abi::{
     Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection,
-    DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Peer, Port, SocketKey, SourceRangeKey, Tuple,
+    DatagramKey, DatagramPorts, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Peer, Port, SocketKey,
+    SourceRangeKey, Tuple,
 };
 use crate::datapath::connection::{self, Opening};
 use crate::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
@@ -64,6 +65,8 @@ pub struct FamilyMaps<A: Eq + core::hash::Hash> {
     pub source_ranges: Vec<SourceRangeKey<A>>,
     /// `SOCKETS`.
     pub sockets: HashMap<SocketKey<A>, Peer<A>>,
+    /// `DATAGRAMS`.
+    pub datagrams: HashMap<DatagramKey<A>, DatagramPorts>,
 }
 
 impl<A: Eq + core::hash::Hash> Default for FamilyMaps<A> {
@@ -79,6 +82,7 @@ impl<A: Eq + core::hash::Hash> Default for FamilyMaps<A> {
             service_cidrs: Vec::new(),
             source_ranges: Vec::new(),
             sockets: HashMap::new(),
+            datagrams: HashMap::new(),
         }
     }
 }
@@ -229,6 +233,14 @@ fn leftover<A: Address>() -> Draft<A> {
         reply_in_key: key,
         out_key: key,
         out: value,
+        datagram: DatagramKey {
+            src: any,
+            dst: any,
+            id: 0xa5a5_a5a5,
+            protocol: 0xa5,
+            direction: 0xa5,
+            pad: [0xa5; 2],
+        },
     }
 }
 
@@ -289,6 +301,14 @@ impl<F: Cast> Tables<F> for FakeEnv {
 
     fn remove_connection(&self, key: &Tuple<F::Addr>) {
         F::maps_mut(&mut self.world.borrow_mut()).connections.remove(key);
+    }
+
+    fn datagram(&self, key: &DatagramKey<F::Addr>) -> Option<DatagramPorts> {
+        F::maps(&self.world.borrow()).datagrams.get(key).copied()
+    }
+
+    fn note_datagram(&self, key: &DatagramKey<F::Addr>, ports: &DatagramPorts) {
+        F::maps_mut(&mut self.world.borrow_mut()).datagrams.insert(*key, *ports);
     }
 
     fn frontend(&self, key: &FrontendKey<F::Addr>) -> Option<Frontend> {

@@ -10,6 +10,7 @@
 //! | [`lifetime`] | connections that end, begin again, collide, or find no room |
 //! | [`headers`] | options, extension headers, VLAN tags, checksums |
 //! | [`foreign`] | what is not ours, and leaves as it came |
+//! | [`fragments`] | datagrams in fragments, which have ports in the first only |
 //! | [`sctp`] | SCTP, on every hook |
 //! | [`node`] | processes of the node whose sockets were not translated |
 //! | [`socket`] | sockets |
@@ -18,6 +19,7 @@ mod affinity;
 mod fast_path;
 mod foreign;
 mod forward;
+mod fragments;
 mod headers;
 mod lifetime;
 mod node;
@@ -68,6 +70,7 @@ fn of<F: Cast>() -> Vec<Scenario> {
         lifetime::scenarios::<F>(),
         headers::scenarios::<F>(),
         foreign::scenarios::<F>(),
+        fragments::scenarios::<F>(),
         sctp::scenarios::<F>(),
         node::scenarios::<F>(),
         socket::scenarios::<F>(),

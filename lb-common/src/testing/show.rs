@@ -51,6 +51,7 @@ fn worlds(wanted: &World, came: &World, lines: &mut Vec<String>) {
 fn family<A: Eq + Hash + Debug>(wanted: &FamilyMaps<A>, came: &FamilyMaps<A>, lines: &mut Vec<String>) {
     maps("connection", &wanted.connections, &came.connections, lines);
     maps("affinity", &wanted.affinity, &came.affinity, lines);
+    maps("datagram", &wanted.datagrams, &came.datagrams, lines);
     maps("socket", &wanted.sockets, &came.sockets, lines);
     maps("frontend", &wanted.frontends, &came.frontends, lines);
     maps("backend", &wanted.backends, &came.backends, lines);

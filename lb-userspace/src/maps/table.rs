@@ -2,7 +2,8 @@
 
 use lb_common::abi::{
     Addr4, Addr6, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, COUNTER_SLOTS, Config, Connection,
-    FILTER_BUCKETS, Frontend, FrontendKey, LpmKey, NODE_PORT_BITMAP_BYTES, Peer, SocketKey, SourceRangeKey, Tuple,
+    DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey, LpmKey, NODE_PORT_BITMAP_BYTES, Peer, SocketKey,
+    SourceRangeKey, Tuple,
 };
 
 /// A map of the data path.
@@ -77,6 +78,9 @@ const POD_DEVICES: u32 = 1 << 14;
 /// Next hops of each family.
 pub const ADJACENCIES: u32 = 1 << 16;
 
+/// Datagrams in fragments of each family: as many as may be on their way through the node at once.
+const DATAGRAMS: u32 = 1 << 14;
+
 impl Sizes {
     /// The table of maps at these sizes.
     pub fn maps(&self) -> Vec<MapSpec> {
@@ -109,6 +113,8 @@ impl Sizes {
             spec::<u32, u64>("COUNTERS", PerCpuArray, COUNTER_SLOTS, ""),
             spec::<SocketKey<Addr4>, Peer<Addr4>>("SOCKETS_V4", LruHash, self.sockets, "--max-sockets"),
             spec::<SocketKey<Addr6>, Peer<Addr6>>("SOCKETS_V6", LruHash, self.sockets, "--max-sockets"),
+            spec::<DatagramKey<Addr4>, DatagramPorts>("DATAGRAMS_V4", LruHash, DATAGRAMS, ""),
+            spec::<DatagramKey<Addr6>, DatagramPorts>("DATAGRAMS_V6", LruHash, DATAGRAMS, ""),
             spec::<u32, u64>("CLOCK", Array, 1, ""),
         ]
     }

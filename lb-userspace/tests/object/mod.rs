@@ -224,6 +224,7 @@ impl Object {
         }
         self.set_hash(&format!("CONNECTIONS_{family}"), &connections)?;
         self.set_hash(&format!("AFFINITY_{family}"), &affinity)?;
+        self.set_hash(&format!("DATAGRAMS_{family}"), &maps.datagrams)?;
         self.set_hash(&format!("FRONTENDS_{family}"), &maps.frontends)?;
         let mut backends = self.array(&format!("BACKENDS_{family}"))?;
         for id in 0..32 {
@@ -266,6 +267,7 @@ impl Object {
         for connection in maps.connections.values_mut() {
             connection.last_seen = clock.normal(connection.last_seen);
         }
+        maps.datagrams = self.get_hash(&format!("DATAGRAMS_{family}"))?;
         maps.affinity = self.get_hash(&format!("AFFINITY_{family}"))?;
         for entry in maps.affinity.values_mut() {
             entry.last_used = clock.normal(entry.last_used);
