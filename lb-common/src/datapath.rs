@@ -215,7 +215,7 @@ fn enter<F: Ip, P: Packet, E: Env + Tables<F>>(
     if !is_candidate(env, class, headers.dst_port.get()) {
         return unowned::<F, P, E>(env, &tuple.dst);
     }
-    follow_or_open::<F, P, E>(packet, env, headers, tuple, true)
+    follow_or::<F, P, E>(packet, env, headers, tuple, || Ok(Progress::Open))
 }
 
 /// Out of the node: what is of a known connection gets its new source. So does what a process of the node sends to a
@@ -230,34 +230,37 @@ fn leave<F: Ip, P: Packet, E: Env + Tables<F>>(
     let from = env.address_class(hash::filter_bucket(&headers.src));
     let to = env.address_class(hash::filter_bucket(&headers.dst));
     let is_of_node = to & address_class::FRONTEND != 0 && from & address_class::NODE != 0;
-    if (from | to) & address_class::BACKEND == 0 && !is_of_node {
-        // What others send has been looked at as it came in.
-        return if from & address_class::NODE != 0 {
+    let otherwise = || {
+        if is_of_node {
+            Ok(Progress::Open)
+        } else if from & address_class::NODE != 0 {
             unowned::<F, P, E>(env, &tuple.dst)
         } else {
+            // What others send has been looked at as it came in.
             not_ours::<P, E>(env)
-        };
+        }
+    };
+    if (from | to) & address_class::BACKEND == 0 && !is_of_node {
+        return otherwise();
     }
-    follow_or_open::<F, P, E>(packet, env, headers, tuple, is_of_node)
+    follow_or::<F, P, E>(packet, env, headers, tuple, otherwise)
 }
 
+/// Follows the packet's connection if there is one.
 #[inline(always)]
-fn follow_or_open<F: Ip, P: Packet, E: Env + Tables<F>>(
+fn follow_or<F: Ip, P: Packet, E: Env + Tables<F>>(
     packet: &mut P,
     env: &E,
     headers: &Headers<F>,
     tuple: &Tuple<F::Addr>,
-    may_open: bool,
+    otherwise: impl FnOnce() -> Step,
 ) -> Step {
     if let Some(entry) = Tables::<F>::connection(env, tuple)
         && !connection::starts_anew::<F, E>(env, &entry, headers)
     {
         return connection::follow::<F, P, E>(packet, env, headers, &entry);
     }
-    if may_open {
-        return Ok(Progress::Open);
-    }
-    not_ours::<P, E>(env)
+    otherwise()
 }
 
 /// Whether a packet to an address of this class, and to this port (host order), can be of a connection or to a

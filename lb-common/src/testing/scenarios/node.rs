@@ -2,9 +2,9 @@
 //! at once, and the replies are delivered as if they came by the device that the packets were routed to.
 
 use super::prelude::*;
-use crate::abi::{Adjacency, Frontend, LpmKey, config_flags};
+use crate::abi::{Adjacency, Frontend, LpmKey, address_class, config_flags};
 use crate::testing::packet::DEVICE;
-use crate::testing::scene::{BY_NODE_2, POD_DEVICE};
+use crate::testing::scene::{BY_NODE_2, POD_DEVICE, add_class};
 
 pub(super) fn scenarios<F: Cast>() -> Vec<Scenario> {
     let mut all = opened::<F>();
@@ -161,6 +161,16 @@ fn nobody<F: Cast>() -> Vec<Scenario> {
             .frontend(F::VIP, HTTP, frontend)
             .packet(&syn())
     };
+    let to_unassigned = |sentence: &str| {
+        asks(sentence, load_balancer(only(3)))
+            .given(|world| {
+                let (addr, prefix_len) = F::SERVICE_CIDR;
+                F::maps_mut(world).service_cidrs.push(LpmKey { prefix_len, addr });
+                world.config.flags |= config_flags::SERVICE_CIDRS;
+            })
+            .packet(&syn().to((F::UNASSIGNED, HTTP)))
+            .dropped(DropReason::UnassignedServiceAddress)
+    };
     vec![
         asks(
             "A node process's SYN to a Service without endpoints is answered as it leaves.",
@@ -194,17 +204,9 @@ fn nobody<F: Cast>() -> Vec<Scenario> {
         .packet(&syn().to((F::VIP, 81)))
         .untouched()
         .done(),
-        asks(
-            "A node process's packet to an unassigned address in a Service CIDR is dropped.",
-            load_balancer(only(3)),
-        )
-        .given(|world| {
-            let (addr, prefix_len) = F::SERVICE_CIDR;
-            F::maps_mut(world).service_cidrs.push(LpmKey { prefix_len, addr });
-            world.config.flags |= config_flags::SERVICE_CIDRS;
-        })
-        .packet(&syn().to((F::UNASSIGNED, HTTP)))
-        .dropped(DropReason::UnassignedServiceAddress)
-        .done(),
+        to_unassigned("A node process's packet to an unassigned address in a Service CIDR is dropped.").done(),
+        to_unassigned("It is dropped as well where another process of the node is a backend.")
+            .given(|world| add_class::<F>(world, F::NODE_1, address_class::BACKEND))
+            .done(),
     ]
 }
