@@ -178,7 +178,7 @@ impl<F: Cast> Frame<F> {
         self.dst = destination.0;
         match &mut self.transport {
             Transport::Tcp { dst, .. } | Transport::Udp { dst, .. } | Transport::Sctp { dst, .. } => {
-                *dst = destination.1
+                *dst = destination.1;
             }
             Transport::Icmp { .. } | Transport::Other(_) => {}
         }
