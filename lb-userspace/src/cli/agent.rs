@@ -261,10 +261,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn log(args: &Args) -> anyhow::Result<()> {
-    // A bare level is meant for Fairway: libraries say much at it that helps nobody here.
+    // A bare level is meant for Fairway: libraries say much at it that helps nobody here. The client of the API says so
+    // each time that it is not answered, which Fairway says once.
     let bare = !args.log.contains(['=', ',']);
     let directives = if bare {
-        format!("warn,fairway={}", args.log)
+        format!("warn,kube_client=off,fairway={}", args.log)
     } else {
         args.log.clone()
     };

@@ -121,7 +121,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What is in force for the Service of this name: its rows in `fairway services`.
+    /// What is in force for the Service of this name: its rows in `fairway services`, without those that only sockets of
+    /// the node meet (NodePorts on loopback).
     pub fn rows(&self, service: &str) -> Vec<Value> {
         let output = self.node.fairway(&["services", "-o", "json"]);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -133,7 +134,8 @@ impl<'a> World<'a> {
             is.strip_prefix(&name)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
         };
-        rows.into_iter().filter(of_service).collect()
+        let of_packets = |row: &Value| row["only_sockets"] == false;
+        rows.into_iter().filter(of_packets).filter(of_service).collect()
     }
 
     /// Waits until what is in force for the Service is as wanted.
