@@ -19,7 +19,7 @@ mod setup;
 mod test;
 
 use clap::{Parser, Subcommand};
-use xtask::{conformance, lab, world};
+use xtask::{conformance, differential, lab, world};
 
 /// Set up, build, try, test and measure Fairway.
 #[derive(Parser)]
@@ -48,6 +48,8 @@ enum Verb {
     /// Each case is Kubernetes objects on one node, and what has to become of packets, health check ports and old flows:
     /// see docs/conformance.md. A line tells what became of it, with every difference; the last one counts them.
     Conformance(conformance::Options),
+    /// Compare Fairway with a real kube-proxy: random objects, the same probes, changes while connections are open.
+    Differential(differential::Options),
     /// Measure what packets cost, against a reference program in the same run.
     Bench(bench::Options),
     /// Formatting, clippy, licences, and that the kernel object cannot panic.
@@ -74,6 +76,7 @@ fn main() -> std::process::ExitCode {
         Verb::Build(options) => build::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Conformance(options) => run::conformance(&options),
+        Verb::Differential(options) => run::differential(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Lint => lint::run(),
         Verb::Kubernetes(options) => kubernetes::run(&options),

@@ -1,4 +1,4 @@
-//! `cargo xtask build-and-run`, `lab` and `conformance`: what has to be there before namespaces are set up.
+//! `cargo xtask build-and-run`, `lab`, `conformance` and `differential`: what has to be there before namespaces are set up.
 //!
 //! An ordinary user builds as that user; then this program starts itself again through sudo.
 
@@ -6,9 +6,10 @@ use std::env;
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::conformance::{self, On};
-use xtask::lab;
+use xtask::{differential, lab};
 
 use crate::build;
+use crate::kubernetes::{self, Component};
 use crate::process;
 use crate::setup::{self, Need};
 
@@ -68,6 +69,18 @@ pub fn conformance(options: &conformance::Options) -> Result<()> {
     };
     ensure!(options.run(&cases, &programs)?, "cases failed");
     Ok(())
+}
+
+/// Builds what is compared, and compares it.
+pub fn differential(options: &differential::Options) -> Result<()> {
+    let fairway = built()?;
+    setup::ensure(&[Need::Kubernetes])?;
+    let components = [Component::KubeApiserver, Component::Etcd, Component::KubeProxy];
+    let kubernetes = kubernetes::ensure_components(&components)?;
+    if !process::is_root() {
+        return on_as_root(&fairway);
+    }
+    differential::run(options, &differential::Programs { kubernetes, fairway })
 }
 
 fn built() -> Result<std::path::PathBuf> {

@@ -120,9 +120,13 @@ impl Client {
         }
     }
 
-    /// Asks once more.
+    /// Asks once more. What was said about an earlier request and not heard yet is not about this one.
     pub fn ask(&mut self) {
         self.heard = None;
+        if self.protocol == Protocol::Udp {
+            _ = self.socket.take_error();
+            while self.next_error().is_some() {}
+        }
         self.asked.number += 1;
         let sent = self.send_question();
         self.take_note(sent);
@@ -132,7 +136,14 @@ impl Client {
         let question = self.asked.question();
         match self.protocol {
             Protocol::Tcp => self.socket.write_all(&question),
-            Protocol::Udp if self.connected => self.socket.send(&question).map(drop),
+            Protocol::Udp if self.connected => match self.socket.send(&question) {
+                // It was refused when it connected: whoever goes on asking connects again.
+                Err(error) if error.raw_os_error() == Some(libc::EDESTADDRREQ) => {
+                    self.socket.connect(&self.target.into())?;
+                    self.socket.send(&question).map(drop)
+                }
+                sent => sent.map(drop),
+            },
             Protocol::Udp => self.socket.send_to(&question, &self.target.into()).map(drop),
             Protocol::Sctp => self.send_packet(Chunk::Heartbeat(self.asked)),
         }
@@ -150,8 +161,8 @@ impl Client {
 
     fn take_note(&mut self, sent: io::Result<()>) {
         match sent {
-            // The node's own filter has dropped it: the packet is lost like any other that is.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            // The node's own filter (EPERM) or a device's (ENOBUFS) has dropped it: it is lost like any packet that is.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOBUFS)) => {}
             Err(error) => _ = self.heard.get_or_insert_with(|| told(&error)),
             Ok(()) => {}
         }
@@ -187,10 +198,13 @@ impl Client {
 
     fn hear_stream(&self) -> Option<Heard> {
         let mut answer = [0; REQUEST_BYTES];
-        match (&self.socket).read(&mut answer) {
-            Ok(0) => Some(Heard::End),
-            Ok(length) => self.hear_answer(&answer[..length]),
-            Err(error) => heard_by(&error),
+        loop {
+            match (&self.socket).read(&mut answer) {
+                Ok(0) => return Some(Heard::End),
+                Ok(length) if self.is_late(&answer[..length]) => {}
+                Ok(length) => return self.hear_answer(&answer[..length]),
+                Err(error) => return heard_by(&error),
+            }
         }
     }
 
@@ -200,8 +214,8 @@ impl Client {
             match nix::sys::socket::recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut answer) {
                 Ok((length, from)) => {
                     let from = from.as_ref().and_then(socket_address);
-                    if Request::from_answer(&answer[..length]).is_some_and(|request| request != self.asked) {
-                        continue; // a late one
+                    if self.is_late(&answer[..length]) {
+                        continue;
                     }
                     if from.is_some_and(|from| from != self.target) {
                         return Some(Heard::Other(format!(
@@ -216,6 +230,11 @@ impl Client {
                 Err(error) => return heard_by(&error.into()),
             }
         }
+    }
+
+    /// Whether this answers another request than the last.
+    fn is_late(&self, bytes: &[u8]) -> bool {
+        Request::from_answer(bytes).is_some_and(|request| request != self.asked)
     }
 
     fn hear_answer(&self, bytes: &[u8]) -> Option<Heard> {
