@@ -306,7 +306,7 @@ impl Args {
                 snat_port_max,
                 netns_cookie_low: half(cookie),
                 netns_cookie_high: half(cookie >> 32),
-                flags: if self.cgroup.is_some() || probe::network_is_the_machines() {
+                flags: if self.cgroup.is_some() || probe::network_is_the_machines(cookie) {
                     config_flags::POD_SOCKETS
                 } else {
                     0

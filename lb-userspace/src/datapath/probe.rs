@@ -69,13 +69,22 @@ pub fn cgroup(named: Option<&Path>) -> Result<Option<PathBuf>, Missing> {
     }
 }
 
-/// Whether the agent's network namespace is that of the process with the id 1: of the machine, or of the container that
-/// plays one. Where that cannot be seen, it is taken to be so.
-pub fn network_is_the_machines() -> bool {
-    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net"));
-    match (namespace("1"), namespace("self")) {
-        (Ok(first), Ok(own)) => first == own,
-        _ => true,
+/// Whether the agent's network namespace, which has this cookie, is that of the process with the id 1: of the machine, or
+/// of the container that plays one. Where that cannot be seen, as not even root may everywhere, whether it is the one
+/// that the kernel began with.
+pub fn network_is_the_machines(cookie: u64) -> bool {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    is_the_machines(namespace("1").as_deref(), namespace("self").as_deref(), cookie)
+}
+
+fn is_the_machines(first: Option<&Path>, own: Option<&Path>, cookie: u64) -> bool {
+    /// The first cookie of a kernel before 6.18, where namespaces of all kinds came to share one count of them.
+    const FIRST_COOKIE: u64 = 1;
+    /// `NET_NS_INIT_INO` of `linux/nsfs.h`, since 6.18. No other namespace has such a number in any kernel.
+    const INITIAL: &str = "net:[4026531833]";
+    match (first, own) {
+        (Some(first), Some(own)) => first == own,
+        _ => cookie == FIRST_COOKIE || own == Some(Path::new(INITIAL)),
     }
 }
 
@@ -144,6 +153,23 @@ mod tests {
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(cgroup_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(cgroup_mount("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), None);
+    }
+
+    #[test]
+    fn the_machines_network_is_that_of_process_1() {
+        let (one, other) = (Some(Path::new("net:[4026532458]")), Some(Path::new("net:[4026532567]")));
+        assert!(is_the_machines(one, one, 4382));
+        assert!(!is_the_machines(other, one, 4382));
+    }
+
+    #[test]
+    fn where_process_1_cannot_be_looked_at_the_machines_network_is_the_kernels_first() {
+        let [initial, before, later] =
+            ["net:[4026531833]", "net:[4026531840]", "net:[4026532458]"].map(|name| Some(Path::new(name)));
+        assert!(is_the_machines(None, initial, 3));
+        assert!(is_the_machines(None, before, 1));
+        assert!(!is_the_machines(None, later, 4382));
+        assert!(!is_the_machines(None, None, 4382));
     }
 
     #[test]
