@@ -26,12 +26,14 @@
 //! | [`frontend`] | what a destination means; origin of the client, source ranges |
 //! | [`select`] | session affinity, Maglev |
 //! | [`rewrite`] | addresses, ports, checksums, link addresses |
+//! | [`icmp`] | ICMP errors about known connections |
 //! | [`reject`] | ICMP port unreachable |
 //! | [`socket`] | the same answers when a socket connects or sends |
 
 pub mod connection;
 pub mod fragment;
 pub mod frontend;
+pub mod icmp;
 pub mod parse;
 pub mod reject;
 pub mod rewrite;
@@ -84,6 +86,8 @@ enum Progress {
     /// Counted already.
     Done(Verdict),
     Open,
+    /// It has no ports of its own; it may be an ICMP error.
+    NoPorts,
 }
 
 /// What a step of the path returns, or why the packet is dropped.
@@ -115,6 +119,10 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Li
         },
         _ => walk_apart::<F, P, E>(packet, env),
     };
+    // XDP leaves it to TC.
+    if step == Ok(Progress::NoPorts) && !matches!(P::HOOK, Hook::Xdp) {
+        step = icmp::translate::<F, P, E>(packet, env);
+    }
     if step == Ok(Progress::Open) {
         step = match Tables::<F>::choose(env).and_then(|opening| {
             if opening == Opening::Connection {
@@ -136,7 +144,7 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Li
     }
     match step {
         Ok(Progress::Done(verdict)) => verdict,
-        Ok(Progress::Open) => Verdict::Pass,
+        Ok(Progress::Open | Progress::NoPorts) => Verdict::Pass,
         Err(reason) => {
             env.count(P::HOOK, Outcome::Dropped(reason));
             Verdict::Drop(reason)
@@ -170,7 +178,10 @@ fn walk_here<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, head
 #[inline(never)]
 fn walk_apart<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
     let Some(mut headers) = parse::link(packet).and_then(|link| F::parse(packet, &link)) else {
-        return not_ours::<P, E>(env);
+        return match P::HOOK {
+            Hook::Xdp => not_ours::<P, E>(env),
+            _ => Ok(Progress::NoPorts),
+        };
     };
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
     if headers.piece.part != Part::Whole

@@ -79,6 +79,18 @@ pub enum InsertError {
     Full,
 }
 
+/// An ICMP error, and the packet that it quotes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Quote<A> {
+    /// Who sends it.
+    pub from: A,
+    /// To whom.
+    pub to: A,
+    /// The quoted packet.
+    pub packet: Tuple<A>,
+}
+
 /// The entries of a connection while they are drawn up. Too large for the kernel's stack of 512 bytes, so it
 /// lies in a map.
 #[repr(C)]
@@ -100,6 +112,8 @@ pub struct Draft<A> {
     pub out: Connection<A>,
     /// Key of the datagram that the packet is a fragment of, if it is one.
     pub datagram: DatagramKey<A>,
+    /// An ICMP error that is being translated.
+    pub quote: Quote<A>,
 }
 
 /// The tables of one address family.
@@ -123,6 +137,9 @@ pub trait Tables<F: Family> {
     /// # Errors
     /// As that.
     fn record(&self) -> Result<(), DropReason>;
+
+    /// [`icmp::relate`](crate::datapath::icmp::relate), for the kernel to have it out of line.
+    fn relate(&self, hook: Hook) -> bool;
 
     /// Looks up a connection.
     fn connection(&self, key: &Tuple<F::Addr>) -> Option<Self::Entry>;

@@ -194,6 +194,16 @@ pub struct Tcp {
     pub check: Be16,
 }
 
+/// What the headers of TCP, UDP and SCTP begin with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ports {
+    /// Source port.
+    pub src: Port,
+    /// Destination port.
+    pub dst: Port,
+}
+
 /// Flags of a TCP header.
 pub mod tcp_flags {
     /// No more data from the sender.

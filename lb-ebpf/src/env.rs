@@ -8,6 +8,7 @@ use lb_common::abi::{
     DropReason, Family, Frontend, FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
 use lb_common::datapath::connection::{self, Opening};
+use lb_common::datapath::icmp;
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
 use crate::maps::{
@@ -55,6 +56,7 @@ impl<F: Family> ConnectionEntry<F> for Entry<F> {
 pub trait Open: Sized {
     fn choose() -> Result<Opening, DropReason>;
     fn record() -> Result<(), DropReason>;
+    fn relate(hook: Hook) -> bool;
 }
 
 impl Open for V4 {
@@ -67,6 +69,11 @@ impl Open for V4 {
     fn record() -> Result<(), DropReason> {
         connection::record::<Self, _>(&Kernel)
     }
+
+    #[inline(never)]
+    fn relate(hook: Hook) -> bool {
+        icmp::relate::<Self, _>(&Kernel, hook)
+    }
 }
 
 impl Open for V6 {
@@ -78,6 +85,11 @@ impl Open for V6 {
     #[inline(never)]
     fn record() -> Result<(), DropReason> {
         connection::record::<Self, _>(&Kernel)
+    }
+
+    #[inline(never)]
+    fn relate(hook: Hook) -> bool {
+        icmp::relate::<Self, _>(&Kernel, hook)
     }
 }
 
@@ -109,6 +121,11 @@ impl<F: Maps + Open> Tables<F> for Kernel {
     #[inline(always)]
     fn record(&self) -> Result<(), DropReason> {
         F::record()
+    }
+
+    #[inline(always)]
+    fn relate(&self, hook: Hook) -> bool {
+        F::relate(hook)
     }
 
     #[inline(always)]

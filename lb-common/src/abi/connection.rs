@@ -206,6 +206,20 @@ impl<A: Address> Tuple<A> {
         // There are as many bytes as the larger tuple has.
         Self::read_from_prefix(words.as_bytes()).map_or_else(|_| Self::default(), |(tuple, _)| tuple)
     }
+
+    /// The tuple of the answer to such a packet.
+    #[inline(always)]
+    pub fn reversed(&self, direction: Direction) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+            direction: direction as u8,
+            pad: [0; 2],
+        }
+    }
 }
 
 const _: () = {

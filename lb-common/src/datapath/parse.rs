@@ -5,10 +5,11 @@
 //! headers that the packet does not hold. Fragments that are not the first have no ports: see [`fragment`].
 
 use super::fragment::{Part, Piece};
+use super::icmp::{self, Places};
 use super::{Translation, reject, transport};
-use crate::abi::{Addr6, Direction, Family, Port, Tuple, V4, V6};
+use crate::abi::{Addr4, Addr6, Direction, Family, Port, Tuple, V4, V6};
 use crate::checksum::Delta;
-use crate::env::Packet;
+use crate::env::{Packet, Quote};
 use crate::wire::{Be16, Ethernet, Extension, Fragment, Ipv4, Ipv6, Vlan, ethertype, next_header};
 
 /// What the link layer says.
@@ -72,6 +73,15 @@ pub trait Ip: Family {
     /// Changes addresses, hops left and what checksum the IP header has. Returns the change of a checksum that
     /// covers the addresses.
     fn rewrite<P: Packet>(packet: &mut P, translation: &Translation<'_, Self>) -> Option<Delta>;
+
+    /// Finds the headers of an ICMP error and of what it quotes, see [`icmp`].
+    fn parse_error<P: Packet>(packet: &P, link: &Link) -> Option<Places>;
+
+    /// Notes the addresses of an ICMP error and of what it quotes.
+    fn read_error<P: Packet>(packet: &P, places: &Places, quote: &mut Quote<Self::Addr>) -> Option<()>;
+
+    /// Gives an ICMP error and what it quotes these addresses and ports, see [`icmp`].
+    fn rewrite_error<P: Packet>(packet: &mut P, places: &Places, new: &Quote<Self::Addr>) -> Option<()>;
 
     /// Makes an ICMP message of a packet, see [`reject`].
     fn make_unreachable<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()>;
@@ -171,6 +181,21 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
+    fn parse_error<P: Packet>(packet: &P, link: &Link) -> Option<Places> {
+        icmp::parse_v4(packet, link)
+    }
+
+    #[inline(always)]
+    fn read_error<P: Packet>(packet: &P, places: &Places, quote: &mut Quote<Addr4>) -> Option<()> {
+        icmp::read_v4(packet, places, quote)
+    }
+
+    #[inline(always)]
+    fn rewrite_error<P: Packet>(packet: &mut P, places: &Places, new: &Quote<Addr4>) -> Option<()> {
+        icmp::rewrite_v4(packet, places, new)
+    }
+
+    #[inline(always)]
     fn make_unreachable<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
         reject::write_icmp_v4(packet, headers)
     }
@@ -236,6 +261,21 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
+    fn parse_error<P: Packet>(packet: &P, link: &Link) -> Option<Places> {
+        icmp::parse_v6(packet, link)
+    }
+
+    #[inline(always)]
+    fn read_error<P: Packet>(packet: &P, places: &Places, quote: &mut Quote<Addr6>) -> Option<()> {
+        icmp::read_v6(packet, places, quote)
+    }
+
+    #[inline(always)]
+    fn rewrite_error<P: Packet>(packet: &mut P, places: &Places, new: &Quote<Addr6>) -> Option<()> {
+        icmp::rewrite_v6(packet, places, new)
+    }
+
+    #[inline(always)]
     fn make_unreachable<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
         reject::write_icmp_v6(packet, headers)
     }
@@ -243,7 +283,7 @@ impl Ip for V6 {
 
 /// Protocol and offset of what follows the IPv4 header, and what of a datagram it is.
 #[inline(always)]
-fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32, Piece)> {
+pub(super) fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32, Piece)> {
     let ip: Ipv4 = packet.load(link.l3)?;
     let header_len = u32::from(ip.version_ihl & 0x0f) << 2;
     if ip.version_ihl >> 4 != 4 || header_len < 20 {
@@ -254,7 +294,7 @@ fn next_v4<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32, Piece)> {
 
 /// Number and offset of what follows the IPv6 header.
 #[inline(always)]
-fn next_v6<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
+pub(super) fn next_v6<P: Packet>(packet: &P, link: &Link) -> Option<(u8, u32)> {
     let ip: Ipv6 = packet.load(link.l3)?;
     if ip.version_class >> 4 != 6 {
         return None;

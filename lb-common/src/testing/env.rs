@@ -15,7 +15,8 @@ use crate::abi::{
     SourceRangeKey, Tuple,
 };
 use crate::datapath::connection::{self, Opening};
-use crate::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
+use crate::datapath::icmp;
+use crate::env::{ConnectionEntry, Draft, Env, InsertError, Quote, Tables};
 
 /// What is in the maps, and the clock: plain data, to be compared before and after.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -241,6 +242,11 @@ fn leftover<A: Address>() -> Draft<A> {
             direction: 0xa5,
             pad: [0xa5; 2],
         },
+        quote: Quote {
+            from: any,
+            to: any,
+            packet: key,
+        },
     }
 }
 
@@ -277,6 +283,10 @@ impl<F: Cast> Tables<F> for FakeEnv {
 
     fn record(&self) -> Result<(), DropReason> {
         connection::record::<F, _>(self)
+    }
+
+    fn relate(&self, hook: Hook) -> bool {
+        icmp::relate::<F, _>(self, hook)
     }
 
     fn connection(&self, key: &Tuple<F::Addr>) -> Option<FakeEntry<F>> {

@@ -12,6 +12,7 @@
 //! | [`foreign`] | what is not ours, and leaves as it came |
 //! | [`fragments`] | datagrams in fragments, which have ports in the first only |
 //! | [`sctp`] | SCTP, on every hook |
+//! | [`icmp`] | ICMP errors about known connections |
 //! | [`node`] | processes of the node whose sockets were not translated |
 //! | [`socket`] | sockets |
 
@@ -21,6 +22,7 @@ mod foreign;
 mod forward;
 mod fragments;
 mod headers;
+mod icmp;
 mod lifetime;
 mod node;
 mod policy;
@@ -72,6 +74,7 @@ fn of<F: Cast>() -> Vec<Scenario> {
         foreign::scenarios::<F>(),
         fragments::scenarios::<F>(),
         sctp::scenarios::<F>(),
+        icmp::scenarios::<F>(),
         node::scenarios::<F>(),
         socket::scenarios::<F>(),
     ]
