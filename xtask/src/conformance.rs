@@ -12,9 +12,12 @@ mod subject;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 pub use self::case::{Case, parse, read};
 use self::host::Host;
@@ -87,6 +90,10 @@ impl Options {
     /// If they cannot be tried.
     pub fn run(&self, cases: &[Case], programs: &Programs) -> anyhow::Result<bool> {
         let text = self.output == Output::Text;
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&stop)).context("watch for Ctrl-C")?;
+        }
         let mut results = Vec::new();
         for on in self.places() {
             if text && self.on.is_none() {
@@ -96,6 +103,9 @@ impl Options {
                 if text {
                     println!("{result}");
                 }
+                // What stands is removed on the way out.
+                ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+                Ok(())
             })?);
         }
         let failed = results.iter().filter(|result| result.result == Outcome::Fail).count();
@@ -174,16 +184,16 @@ impl fmt::Display for CaseResult {
 /// Tries cases on one subject, and tells each result as it comes.
 ///
 /// # Errors
-/// If the subject is not there at all.
+/// If the subject is not there at all, and those of `tell`, which end it.
 pub fn try_on(
     on: On,
     cases: &[Case],
     programs: &Programs,
-    mut tell: impl FnMut(&CaseResult),
+    mut tell: impl FnMut(&CaseResult) -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<CaseResult>> {
     let mut subject: Box<dyn Subject> = match on {
         On::Host => Box::new(Host::start(&programs.conformance)?),
-        On::Lab => Box::new(Lab::new(programs.clone())),
+        On::Lab => Box::new(Lab::new(programs.clone())?),
     };
     let mut results = Vec::new();
     for case in cases {
@@ -201,7 +211,7 @@ pub fn try_on(
             },
             differences,
         };
-        tell(&result);
+        tell(&result)?;
         results.push(result);
     }
     Ok(results)

@@ -63,8 +63,8 @@ use socket2::Socket;
 
 use self::observer::Observer;
 use self::plan::Names;
-pub(crate) use self::plan::neighbours;
 pub use self::plan::{From, Place, Protocol, Spec};
+pub(crate) use self::plan::{is_alike, neighbours};
 pub use self::probe::{Clients, Flow, Observation, Opening, Probe};
 pub use self::sockets::make_sockets;
 use self::sockets::{Kind, Maker, Order};
@@ -87,6 +87,8 @@ pub struct World {
     crowd: BTreeSet<IpAddr>,
     /// What serves, and under which number it is observed.
     servers: BTreeMap<(SocketAddr, Protocol), u64>,
+    /// Ranges of clients that are told apart.
+    ranges: Vec<IpNet>,
     next_token: u64,
     flows: u32,
     ports: u16,
@@ -112,6 +114,7 @@ impl World {
             pods: BTreeMap::new(),
             crowd: BTreeSet::new(),
             servers: BTreeMap::new(),
+            ranges: Vec::new(),
             next_token: 0,
             flows: 0,
             ports: 0,
@@ -158,6 +161,11 @@ impl World {
     /// The same of everything off the node.
     pub fn outside_netns(&self) -> PathBuf {
         self.names.netns_path("outside")
+    }
+
+    /// Among [`Clients::Many`], addresses are of one kind only if they are in the same of these ranges.
+    pub fn tell_apart(&mut self, ranges: &[IpNet]) {
+        self.ranges = ranges.to_vec();
     }
 
     /// How long a client waits for a word: at first 300 ms.
@@ -237,16 +245,38 @@ impl World {
         Ok(connect().map(|()| socket.into()))
     }
 
+    /// Makes the pods with these addresses, as far as they are not there, and with `crowd` the namespace of
+    /// [`Clients::Many`] pods. Else they are made when they are first used, and whatever runs on the node may not have
+    /// noticed their devices when their first packets come.
+    pub fn prepare_pods(&mut self, addrs: &[IpAddr], crowd: bool) -> anyhow::Result<()> {
+        for addr in addrs {
+            self.need(self.spec.place(*addr))?;
+        }
+        if crowd {
+            self.need(Place::Crowd)?;
+        }
+        Ok(())
+    }
+
+    /// The node's devices to pods.
+    pub fn pod_devices(&self) -> impl Iterator<Item = &str> {
+        self.pods.values().map(String::as_str)
+    }
+
     fn is_served(&self, at: SocketAddr, protocol: Protocol) -> bool {
         self.servers.contains_key(&(at, protocol))
     }
 
-    /// Makes a pod that is not there yet.
+    /// Makes a pod, or the crowd, that is not there yet.
     fn need(&mut self, place: Place) -> anyhow::Result<()> {
-        let Place::Pod(addr) = place else { return Ok(()) };
         if self.pods.contains_key(&place) {
             return Ok(());
         }
+        let addr = match place {
+            Place::Pod(addr) => addr,
+            Place::Crowd => return self.add_pods(place, &self.spec.pod_cidrs.clone()),
+            Place::Node | Place::Outside => return Ok(()),
+        };
         self.add_pods(place, &[addr.into()])?;
         self.crowd.remove(&addr);
         let script = network::pod_routes(&self.pods[&place], &[addr]);
@@ -266,10 +296,7 @@ impl World {
 
     /// Pods like this one that are nobody yet but clients.
     fn crowd(&mut self, like: IpAddr) -> anyhow::Result<Vec<IpAddr>> {
-        if !self.pods.contains_key(&Place::Crowd) {
-            let cidrs = self.spec.pod_cidrs.clone();
-            self.add_pods(Place::Crowd, &cidrs)?;
-        }
+        self.need(Place::Crowd)?;
         let spare = self
             .spec
             .spare_pods(like, |addr| self.pods.contains_key(&Place::Pod(addr)));
@@ -356,6 +383,24 @@ impl Drop for World {
             eprintln!("the world {} could not be removed: {error:#}", self.spec.name);
         }
     }
+}
+
+/// Removes the worlds that processes have left which ended without doing so. Their names are `PREFIX-PID` and anything
+/// behind another hyphen. Returns these names.
+pub fn remove_abandoned(prefix: &str) -> anyhow::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for names in Names::existing(&cgroup::mount_point()?) {
+        let owner = names
+            .name()
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.strip_prefix('-'));
+        let owner = owner.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove(&names)?;
+            removed.push(names.name().to_owned());
+        }
+    }
+    Ok(removed)
 }
 
 /// Removes whatever there is of a world.

@@ -318,8 +318,8 @@ impl<'de> Deserialize<'de> for Status {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         match (value.as_u64(), value.as_str()) {
-            (Some(200), _) => Ok(Self::Ok),
-            (Some(503), _) => Ok(Self::Unavailable),
+            (Some(200), _) | (_, Some("200")) => Ok(Self::Ok),
+            (Some(503), _) | (_, Some("503")) => Ok(Self::Unavailable),
             (_, Some("closed")) => Ok(Self::Closed),
             _ => Err(serde::de::Error::custom(format!("{value} is none of 200, 503, closed"))),
         }
@@ -352,6 +352,9 @@ pub enum Fate {
     Kept,
 }
 
+/// Of objects that name none.
+const DEFAULT_NAMESPACE: &str = "default";
+
 fn yes() -> bool {
     true
 }
@@ -377,8 +380,9 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Case>> {
         let id = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         ensure!(!id.is_empty(), "case {} of the file: `id` is missing", number + 1);
         ensure!(ids.insert(id.clone()), "case {id}: another one has the same `id`");
-        let case: Case = serde_path_to_error::deserialize(value)
+        let mut case: Case = serde_path_to_error::deserialize(value)
             .map_err(|error| anyhow!("case {id}: {}: {}", error.path(), error.inner()))?;
+        case.settle();
         case.check().with_context(|| format!("case {id}"))?;
         cases.push(case);
     }
@@ -386,6 +390,18 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Case>> {
 }
 
 impl Case {
+    /// Writes what can be said in two ways in one.
+    fn settle(&mut self) {
+        for gone in self.steps.iter_mut().flat_map(|step| &mut step.delete) {
+            match gone.kind {
+                ObjectKind::Node => gone.namespace.clear(),
+                _ if gone.namespace.is_empty() => gone.namespace = DEFAULT_NAMESPACE.to_owned(),
+                _ => {}
+            }
+        }
+        self.config.nodeport_addresses.take_if(|ranges| ranges.is_empty());
+    }
+
     /// What its form alone does not say.
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.node.ips.is_empty(), "node.ips: a node has an address");
@@ -422,15 +438,9 @@ impl Case {
             let named = expect.backends.iter().chain(&expect.unspecified_backends);
             found.extend(named.map(|at| (*at, packet.proto)));
         }
-        let entries = self
-            .conntrack
-            .iter()
-            .chain(self.steps.iter().flat_map(|step| &step.conntrack));
-        found.extend(
-            entries
-                .filter(|entry| entry.backend != entry.dst)
-                .map(|entry| (entry.backend, entry.proto)),
-        );
+        let entries = self.all_entries().filter(|entry| entry.backend != entry.dst);
+        found.extend(entries.map(|entry| (entry.backend, entry.proto)));
+        found.retain(|(at, _)| can_serve(at.ip()));
         found
     }
 
@@ -439,6 +449,26 @@ impl Case {
         self.packets
             .iter()
             .chain(self.steps.iter().flat_map(|step| &step.packets))
+    }
+
+    /// The pods that are clients.
+    pub fn client_pods(&self) -> BTreeSet<IpAddr> {
+        let packets = self.all_packets().map(|packet| packet.src);
+        let entries = self.all_entries().map(|entry| entry.client.ip());
+        let is_pod = |addr: &IpAddr| self.node.pod_cidrs.iter().any(|cidr| cidr.contains(addr));
+        packets.chain(entries).filter(is_pod).collect()
+    }
+
+    /// Whether pods are clients of which there are to be many.
+    pub fn has_many_pods(&self) -> bool {
+        let mut packets = self.all_packets().filter(|packet| packet.from == Origin::Pod);
+        packets.any(|packet| packet.flows == Some(Flows::ManyClients) || packet.expect.repin)
+    }
+
+    fn all_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.conntrack
+            .iter()
+            .chain(self.steps.iter().flat_map(|step| &step.conntrack))
     }
 
     /// An object as the node sees it: its own Node tells its addresses, as a kubelet would have written them.
@@ -506,7 +536,7 @@ impl Case {
                     && expect.share.is_none()
                     && expect.same_backend_as.is_none()
                     && !(expect.sticky || expect.repin);
-                ensure!(alone, "{place}.expect: backends and what they see belong to `forward`");
+                ensure!(alone, "{place}.expect: what is said of backends belongs to `forward`");
             }
             if let Some(name) = &expect.same_backend_as {
                 ensure!(
@@ -543,6 +573,15 @@ impl Node {
             "status": {"addresses": addresses},
         })
     }
+}
+
+/// Whether a server can have that address at all.
+fn can_serve(addr: IpAddr) -> bool {
+    let special = match addr {
+        IpAddr::V4(addr) => addr.is_broadcast() || addr.is_link_local(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local() || addr.to_ipv4_mapped().is_some(),
+    };
+    !(special || addr.is_unspecified() || addr.is_multicast())
 }
 
 /// The addresses and ports of a slice.
@@ -590,7 +629,7 @@ pub fn reference(object: &Value) -> anyhow::Result<Reference> {
     };
     let namespace = match kind {
         ObjectKind::Node => "",
-        _ => text("/metadata/namespace").unwrap_or("default"),
+        _ => text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE),
     };
     Ok(Reference {
         kind,

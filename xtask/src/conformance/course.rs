@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::case::{
@@ -104,11 +105,22 @@ impl Course<'_> {
             delete: step.delete.iter().collect(),
             apply: apply.iter().collect(),
         })?;
+        self.subject.tell_apart(&self.source_ranges());
         self.packets(place, &step.packets)?;
         for (index, health) in step.health.iter().enumerate() {
             self.health(&format!("{place}health[{index}]"), health)?;
         }
         self.entries(&old)
+    }
+
+    /// Ranges of client addresses that make a difference now.
+    fn source_ranges(&self) -> Vec<IpNet> {
+        let lists = self
+            .objects
+            .values()
+            .filter_map(|object| object.pointer("/spec/loadBalancerSourceRanges"));
+        let texts = lists.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        texts.filter_map(|text| text.trim().parse().ok()).collect()
     }
 
     fn tell(&mut self, place: &str, what: &str) {
@@ -236,7 +248,7 @@ impl Course<'_> {
             // A node process has few addresses to come from.
             one_backend: (!many_clients || packet.from == Origin::NodeProcess)
                 && (sending.affinity || expect.sticky || same_as.is_some()),
-            same_as: same_as.and_then(|name| self.named.get(&(name.clone(), sending.from))),
+            same_as: same_as.and_then(|name| self.reached(name, sending.from)),
             pins: self.pins.get(&(sending.from, packet.src)).filter(|_| expect.repin),
         };
         let differences = judge::differences(&terms, seen);
@@ -260,6 +272,17 @@ impl Course<'_> {
             let reached = judge::backends(seen).into_keys().collect();
             self.named.insert((name.clone(), sending.from), reached);
         }
+    }
+
+    /// Where a named packet's connections went: those in the same way, if there were any.
+    fn reached(&self, name: &str, from: From) -> Option<&BTreeSet<SocketAddr>> {
+        let alike = self.named.get(&(name.to_owned(), from));
+        alike.or_else(|| {
+            self.named
+                .iter()
+                .find(|((other, _), _)| other == name)
+                .map(|(_, reached)| reached)
+        })
     }
 
     fn health(&mut self, place: &str, expected: &Health) -> anyhow::Result<()> {

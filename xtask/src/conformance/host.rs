@@ -11,13 +11,14 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::case::Case;
 use super::subject::{Change, HealthSeen, Subject};
-use crate::world::{Clients, From, Observation, Opening, Place, Probe, Protocol, Spec, neighbours};
+use crate::world::{Clients, From, Observation, Opening, Place, Probe, Protocol, Spec, is_alike, neighbours};
 
 /// The program, running.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Host {
     spec: Spec,
     /// Addresses that are somebody's in this case.
     taken: BTreeSet<IpAddr>,
+    /// Ranges of clients that are told apart.
+    ranges: Vec<IpNet>,
 }
 
 /// [`Probe`], with all its clients.
@@ -66,6 +69,7 @@ impl Host {
             answers: BufReader::new(answers),
             spec: Spec::default(),
             taken: BTreeSet::new(),
+            ranges: Vec::new(),
         })
     }
 
@@ -99,7 +103,10 @@ impl Host {
                 near.filter(|addr| self.spec.place(*addr) == Place::Outside && !taken(addr))
                     .collect()
             };
-            clients.extend(others.into_iter().filter(|addr| *addr != probe.src));
+            let alike = others
+                .into_iter()
+                .filter(|addr| is_alike(&self.ranges, *addr, probe.src));
+            clients.extend(alike.filter(|addr| *addr != probe.src));
         }
         clients
     }
@@ -131,6 +138,10 @@ impl Subject for Host {
 
     fn change(&mut self, change: &Change<'_>) -> anyhow::Result<()> {
         self.call("change", json!({"delete": change.delete, "apply": change.apply}))
+    }
+
+    fn tell_apart(&mut self, ranges: &[IpNet]) {
+        self.ranges = ranges.to_vec();
     }
 
     fn set_time(&mut self, seconds: u32) -> anyhow::Result<()> {

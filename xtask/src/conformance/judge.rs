@@ -202,7 +202,11 @@ fn uneven(expect: &Expect, reached: &BTreeMap<SocketAddr, usize>) -> Option<Stri
 
 /// Addresses that no packet to another host can have.
 fn is_nowhere(addr: IpAddr) -> bool {
-    addr.is_loopback() || addr.is_unspecified() || addr.is_multicast()
+    let link_local = match addr {
+        IpAddr::V4(addr) => addr.is_link_local() || addr.is_broadcast(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local() || addr.to_ipv4_mapped().is_some(),
+    };
+    link_local || addr.is_loopback() || addr.is_unspecified() || addr.is_multicast()
 }
 
 struct Wanted<'a>(&'a Expect);

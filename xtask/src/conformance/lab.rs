@@ -16,19 +16,32 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::case::{Case, Config, Node, Reference};
 use super::subject::{Change, HealthSeen, Subject};
 use crate::lab::agent;
-use crate::world::{Flow, From, Observation, Opening, Probe, Protocol, Spec, World};
+use crate::world::{Flow, From, Observation, Opening, Probe, Protocol, Spec, World, remove_abandoned};
 
 /// How long an agent may take to start, and to take a change.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Sizes of its maps: enough for thousands of endpoints, and soon there.
+const SIZES: [&str; 6] = [
+    "--max-connections",
+    "131072",
+    "--max-backends",
+    "16384",
+    "--max-maglev-slots",
+    "4194304",
+];
 /// How often it is asked whether it has.
 const POLL: Duration = Duration::from_millis(5);
 /// From where health ports are asked, like a load balancer would.
 const CHECKERS: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(198, 18, 0, 7), Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 7));
+
+/// How the names of its worlds begin.
+const PREFIX: &str = "conf";
 
 /// The programs that are needed.
 #[derive(Clone, Debug)]
@@ -71,23 +84,30 @@ struct Stand {
     agent: Child,
     folder: PathBuf,
     pins: PathBuf,
+    state: PathBuf,
 }
 
 impl Lab {
-    /// Nothing stands before the first case.
-    pub fn new(programs: Programs) -> Self {
+    /// Nothing stands before the first case. What killed processes have left is removed.
+    ///
+    /// # Errors
+    /// If that fails: without root, or without cgroups.
+    pub fn new(programs: Programs) -> anyhow::Result<Self> {
         static LABS: AtomicU32 = AtomicU32::new(0);
+        for name in remove_abandoned(PREFIX)? {
+            remove_folders(&name);
+        }
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        Self {
+        Ok(Self {
             programs,
-            name: format!("conf-{}-{number}", std::process::id()),
+            name: format!("{PREFIX}-{}-{number}", std::process::id()),
             stand: None,
             objects: BTreeMap::new(),
             flows: Vec::new(),
             began: Instant::now(),
             aged: Duration::ZERO,
             changes: 0,
-        }
+        })
     }
 
     fn stand(&mut self) -> anyhow::Result<&mut Stand> {
@@ -177,12 +197,11 @@ impl Stand {
         })?;
         world.set_patience(Duration::from_millis(300));
         agent::mount_bpffs()?;
-        let folder = std::env::temp_dir().join(format!("fairway-{name}"));
+        let [folder, pins, state] = folders(name);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let pins = PathBuf::from(format!("/sys/fs/bpf/fairway-{name}"));
         let log = folder.join("agent.log");
         let log = File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        let list = |values: &[ipnet::IpNet]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let list = |values: &[IpNet]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut command = world.command(&programs.fairway);
         command
             .args(["agent", "--node-name", &case.node.name])
@@ -194,7 +213,7 @@ impl Stand {
             .arg("--pin-dir")
             .arg(&pins)
             .args(["--xdp", "native"])
-            .args(agent::SIZES);
+            .args(SIZES);
         if !case.config.service_cidrs.is_empty() {
             command.args(["--service-cidrs", &list(&case.config.service_cidrs)]);
         }
@@ -214,17 +233,13 @@ impl Stand {
             agent,
             folder,
             pins,
+            state,
         })
-    }
-
-    /// The folder of the agent's socket, which is named after its pins.
-    fn state_dir(&self) -> PathBuf {
-        Path::new("/run").join(self.pins.file_name().unwrap_or_default())
     }
 
     /// The agent's state, as it tells it.
     fn state(&self) -> anyhow::Result<Value> {
-        let mut socket = UnixStream::connect(self.state_dir().join("agent.sock"))?;
+        let mut socket = UnixStream::connect(self.state.join("agent.sock"))?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         socket.write_all(b"GET /state HTTP/1.0\r\nHost: agent\r\n\r\n")?;
         let answer = Answer::read(&mut socket)?;
@@ -232,30 +247,41 @@ impl Stand {
         Ok(answer.body)
     }
 
+    /// Waits until the agent serves the Service with this name.
     fn wait_for(&mut self, marker: &str) -> anyhow::Result<()> {
+        self.wait_until("has not taken a change", |_, state| {
+            let names = state.get("names").and_then(Value::as_object).into_iter().flatten();
+            let mut services = names.filter_map(|(_, name)| name.get("service")?.as_str());
+            services.any(|service| service == marker)
+        })
+    }
+
+    /// Waits until its programs hang on every pod's device.
+    fn wait_for_devices(&mut self) -> anyhow::Result<()> {
+        self.wait_until("has not attached to new devices", |world, state| {
+            let devices = state.get("devices").and_then(Value::as_array).into_iter().flatten();
+            let attached: Vec<&str> = devices.filter_map(|device| device.get("device")?.as_str()).collect();
+            world.pod_devices().all(|device| attached.contains(&device))
+        })
+    }
+
+    fn wait_until(&mut self, complaint: &str, is_so: impl Fn(&World, &Value) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let state = self.state();
-            if let Ok(state) = &state
-                && let Some(names) = state.get("names").and_then(Value::as_object)
-                && names
-                    .values()
-                    .any(|name| name.get("service").and_then(Value::as_str) == Some(marker))
-            {
+            if state.as_ref().is_ok_and(|state| is_so(&self.world, state)) {
                 return Ok(());
             }
+            let log = self.folder.join("agent.log");
             if let Some(status) = self.agent.try_wait()? {
-                bail!(
-                    "the agent has ended ({status}):\n{}",
-                    agent::tail(&self.folder.join("agent.log"))
-                );
+                bail!("the agent has ended ({status}):\n{}", agent::tail(&log));
             }
             ensure!(
                 Instant::now() < deadline,
-                "the agent has not taken a change within {} s: {}\n{}",
+                "the agent {complaint} within {} s: {}\n{}",
                 PATIENCE.as_secs(),
                 state.map_or_else(|error| error.to_string(), |state| state["problems"].to_string()),
-                agent::tail(&self.folder.join("agent.log"))
+                agent::tail(&log)
             );
             std::thread::sleep(POLL);
         }
@@ -314,12 +340,22 @@ impl Drop for Stand {
     fn drop(&mut self) {
         _ = self.agent.kill();
         _ = self.agent.wait();
-        for folder in [&self.pins, &self.state_dir(), &self.folder] {
-            if let Err(error) = fs::remove_dir_all(folder)
-                && error.kind() != ErrorKind::NotFound
-            {
-                eprintln!("{} could not be removed: {error}", folder.display());
-            }
+        remove_folders(&self.world.spec().name);
+    }
+}
+
+/// Of a world: the manifests, the agent's pins, and the folder of its socket, which is named after these.
+fn folders(name: &str) -> [PathBuf; 3] {
+    let name = format!("fairway-{name}");
+    [std::env::temp_dir(), "/sys/fs/bpf".into(), "/run".into()].map(|folder: PathBuf| folder.join(&name))
+}
+
+fn remove_folders(name: &str) {
+    for folder in folders(name) {
+        if let Err(error) = fs::remove_dir_all(&folder)
+            && error.kind() != ErrorKind::NotFound
+        {
+            eprintln!("{} could not be removed: {error}", folder.display());
         }
     }
 }
@@ -347,7 +383,11 @@ impl Subject for Lab {
             self.give_up(&old)?;
         }
         let servers: Vec<(SocketAddr, Protocol)> = case.backends().into_iter().collect();
-        self.stand()?.world.backends(&servers)?;
+        let clients: Vec<IpAddr> = case.client_pods().into_iter().collect();
+        let stand = self.stand()?;
+        stand.world.backends(&servers)?;
+        stand.world.prepare_pods(&clients, case.has_many_pods())?;
+        stand.wait_for_devices()?;
         (self.began, self.aged) = (Instant::now(), Duration::ZERO);
         Ok(())
     }
@@ -360,6 +400,12 @@ impl Subject for Lab {
             self.objects.insert(super::case::reference(object)?, (*object).clone());
         }
         self.feed()
+    }
+
+    fn tell_apart(&mut self, ranges: &[IpNet]) {
+        if let Some(stand) = &mut self.stand {
+            stand.world.tell_apart(ranges);
+        }
     }
 
     fn set_time(&mut self, seconds: u32) -> anyhow::Result<()> {

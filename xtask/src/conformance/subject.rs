@@ -1,5 +1,6 @@
 //! What cases are tried on.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,6 +17,9 @@ pub trait Subject {
 
     /// Takes a change, and returns when it is in force.
     fn change(&mut self, change: &Change<'_>) -> anyhow::Result<()>;
+
+    /// Among many clients, addresses are of one kind only if they are in the same of these ranges.
+    fn tell_apart(&mut self, ranges: &[IpNet]);
 
     /// Lets it be so many seconds since the case began.
     fn set_time(&mut self, seconds: u32) -> anyhow::Result<()>;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(150);
 
 /// Sizes of the maps: the smaller they are, the sooner an agent has them.
-pub(crate) const SIZES: [&str; 6] = [
+const SIZES: [&str; 6] = [
     "--max-connections",
     "65536",
     "--max-backends",

@@ -113,6 +113,8 @@ END
 /// In the namespace of one pod, or of many clients, which own `local`.
 pub fn pod(local: &[IpNet]) -> String {
     let mut script = String::from(SYSCTLS);
+    // Addresses that are local by a route only may be bound.
+    script.push_str("w ipv6/ip_nonlocal_bind 1\n");
     let mut batch = String::from("link set lo up\nlink set eth0 up\n");
     for net in local {
         if net.prefix_len() == net.max_prefix_len() {

@@ -1,7 +1,7 @@
 //! What a world is made from, where an address of it lives, and how things of it are named on the machine.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use ipnet::IpNet;
@@ -70,6 +70,13 @@ pub(crate) fn neighbours(of: IpAddr) -> impl Iterator<Item = IpAddr> {
         IpAddr::V4(addr) => IpAddr::V4((u32::from(addr) ^ u32::from(distance)).into()),
         IpAddr::V6(addr) => IpAddr::V6((u128::from(addr) ^ u128::from(distance)).into()),
     })
+}
+
+/// Whether two addresses are in the same of these ranges.
+pub(crate) fn is_alike(ranges: &[IpNet], one: IpAddr, other: IpAddr) -> bool {
+    ranges
+        .iter()
+        .all(|range| range.contains(&one) == range.contains(&other))
 }
 
 /// How many pods at most are clients at a time when there are to be many.
@@ -162,6 +169,28 @@ impl Names {
             "name {name:?} of a world: up to 24 letters, digits and hyphens are allowed"
         );
         Ok(Self(name.to_owned()))
+    }
+
+    /// The worlds of which there is something, by their namespaces and cgroups.
+    pub fn existing(cgroups: &Path) -> Vec<Self> {
+        let names = |folder: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect()
+        };
+        let all = names(Path::new("/run/netns")).into_iter().chain(names(cgroups));
+        let mut found: Vec<String> = all
+            .filter_map(|name| Some(name.strip_prefix(Self::PREFIX)?.split('.').next()?.to_owned()))
+            .collect();
+        found.sort();
+        found.dedup();
+        found.into_iter().map(Self).collect()
+    }
+
+    /// The world's own name.
+    pub fn name(&self) -> &str {
+        &self.0
     }
 
     pub fn root(&self) -> String {

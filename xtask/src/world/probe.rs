@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::World;
 use super::client::{Client, Heard, Plan};
-use super::plan::{From, Place, Protocol};
+use super::plan::{From, Place, Protocol, is_alike};
 use super::sockets::Kind;
 use super::wire::Arrival;
 
@@ -104,6 +104,8 @@ type SocketKind = (Place, bool, bool, Protocol);
 
 /// Flows that are under way at the same time.
 const AT_ONCE: usize = 512;
+/// The same of SCTP: each packet is given to the raw sockets of all of them.
+const SCTP_AT_ONCE: usize = 48;
 /// How often a client looks whether its request has arrived somewhere.
 const TICK_MS: u16 = 3;
 
@@ -125,7 +127,7 @@ impl World {
             openings.extend(flows.map(|opening| (index, opening)));
         }
         let mut results: Vec<Vec<Observation>> = probes.iter().map(|_| Vec::new()).collect();
-        for wave in openings.chunks(AT_ONCE) {
+        for wave in waves(&openings) {
             let wanted: Vec<Opening> = wave.iter().map(|(_, opening)| *opening).collect();
             let mut seen = self.open_all(&wanted)?.1;
             let again: Vec<usize> = (0..seen.len()).filter(|&flow| seen[flow].1).collect();
@@ -178,7 +180,10 @@ impl World {
             }
         };
         let mut clients = vec![probe.src];
-        clients.extend(others.into_iter().filter(|addr| *addr != probe.src));
+        let alike = others
+            .into_iter()
+            .filter(|addr| is_alike(&self.ranges, *addr, probe.src));
+        clients.extend(alike.filter(|addr| *addr != probe.src));
         Ok(clients)
     }
 
@@ -376,6 +381,22 @@ impl World {
             }
         }
     }
+}
+
+/// Parts of flows that can be under way at the same time.
+fn waves(mut openings: &[(usize, Opening)]) -> Vec<&[(usize, Opening)]> {
+    let mut waves = Vec::new();
+    while !openings.is_empty() {
+        let mut sctp = 0;
+        let fits = openings.iter().take(AT_ONCE).take_while(|(_, opening)| {
+            sctp += usize::from(opening.protocol == Protocol::Sctp);
+            sctp <= SCTP_AT_ONCE
+        });
+        let (wave, rest) = openings.split_at(fits.count());
+        waves.push(wave);
+        openings = rest;
+    }
+    waves
 }
 
 fn is_unchanged(client: &Client, arrival: &Arrival) -> bool {
