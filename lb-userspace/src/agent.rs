@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use lb_common::abi::{Addr4, Addr6, Adjacency, Config, config_flags};
+use lb_common::abi::{Addr4, Addr6, Adjacency, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -43,7 +43,7 @@ use crate::netlink::next_hops::{AdjacencyMap, AdjacencyTable};
 use crate::netlink::pod_devices::PodDevices;
 use crate::netlink::{self, Kind, Watcher, network::Network};
 use crate::observe::state::{self, ServicePort, State};
-use crate::reconcile::{Reconciler, Report};
+use crate::reconcile::{NODE_FLAGS, Reconciler, Report};
 use crate::sources::{Event, kube, manifests};
 use collector::Collector;
 use retry::Retry;
@@ -245,7 +245,7 @@ fn write_config(pins: &PinDir, config: &Config) -> anyhow::Result<()> {
     Ok(map.set(
         &0,
         &Config {
-            flags: before.flags & config_flags::SERVICE_CIDRS | config.flags,
+            flags: before.flags & NODE_FLAGS | config.flags,
             ..*config
         },
     )?)

@@ -28,6 +28,7 @@ use lb_common::abi::BackendSet;
 
 use self::diff::{Stage, diff};
 use self::lower::Lowering;
+pub use self::lower::NODE_FLAGS;
 pub use self::serving::{Pair, Serving};
 use self::snapshot::{NodeNews, Snapshot};
 use self::tally::Tally;

@@ -156,7 +156,7 @@ struct FamilyMaps<F: Family> {
 pub struct BpfMaps {
     v4: FamilyMaps<V4>,
     v6: FamilyMaps<V6>,
-    maglev: Arc<MappedArray<u32>>,
+    maglev: MappedArray<u32>,
     affinity_members: BpfMap<AffinityMember, u32>,
     config: BpfMap<u32, Config>,
     filter: MappedArray<[u8; FILTER_BUCKETS]>,
@@ -190,7 +190,7 @@ impl BpfMaps {
                     "SERVICE_CIDRS_V6",
                 ],
             )?,
-            maglev: Arc::new(BpfMap::open(pins, "MAGLEV")?.map_memory()?),
+            maglev: BpfMap::open(pins, "MAGLEV")?.map_memory()?,
             affinity_members: BpfMap::open(pins, "AFFINITY_MEMBERS")?,
             config: BpfMap::open(pins, "CONFIG")?,
             filter: BpfMap::open(pins, "FILTER")?.map_memory()?,
@@ -202,8 +202,6 @@ impl BpfMaps {
 /// The arrays that others of the agent read as well: mapped once, since what is mapped counts as the agent's memory.
 #[derive(Clone)]
 pub struct Arrays {
-    /// `MAGLEV`.
-    pub maglev: Arc<MappedArray<u32>>,
     /// `BACKENDS_V4`.
     pub backends_v4: Arc<MappedArray<Backend<Addr4>>>,
     /// `BACKENDS_V6`.
@@ -214,7 +212,6 @@ impl BpfMaps {
     /// The arrays, for others to read.
     pub fn arrays(&self) -> Arrays {
         Arrays {
-            maglev: Arc::clone(&self.maglev),
             backends_v4: Arc::clone(&self.v4.backends),
             backends_v6: Arc::clone(&self.v6.backends),
         }

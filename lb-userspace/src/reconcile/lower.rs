@@ -23,6 +23,9 @@ use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem, Reason, Service};
 
 pub(super) use family::{FamilyState, Touched};
 
+/// The flags of `CONFIG` that follow from the node's state. What an agent before has set stays until that is known.
+pub const NODE_FLAGS: u32 = config_flags::SERVICE_CIDRS | config_flags::POD_DEVICES;
+
 /// Ids of Service ports lie below this.
 const SERVICE_PORTS: u32 = 1 << 24;
 
@@ -111,7 +114,7 @@ impl Lowering {
         self.node = node.clone();
         family::node_changed(&mut self.v4, &mut self.wanted, &mut self.shared, node);
         family::node_changed(&mut self.v6, &mut self.wanted, &mut self.shared, node);
-        self.wanted.config.flags &= !(config_flags::SERVICE_CIDRS | config_flags::POD_DEVICES);
+        self.wanted.config.flags &= !NODE_FLAGS;
         if !node.service_cidrs.is_empty() {
             self.wanted.config.flags |= config_flags::SERVICE_CIDRS;
         }
