@@ -13,10 +13,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
+use crate::ipam::pool::AddressPool;
 use crate::model::{ObjectKind, Problem};
 use crate::sources::kube::{self as source, Access};
 
@@ -253,6 +254,11 @@ impl Writer {
             ObjectKind::EndpointSlice => self.namespaced::<EndpointSlice>(namespace, name).await,
             ObjectKind::Node => self.of_cluster::<Node>(name).await,
             ObjectKind::ServiceCidr => self.of_cluster::<ServiceCIDR>(name).await,
+            ObjectKind::AddressPool => self.of_cluster::<AddressPool>(name).await,
+            ObjectKind::Namespace => self.of_cluster::<Namespace>(name).await,
+            ObjectKind::Ingress => self.namespaced::<Ingress>(namespace, name).await,
+            ObjectKind::IngressClass => self.of_cluster::<IngressClass>(name).await,
+            ObjectKind::Secret => self.namespaced::<Secret>(namespace, name).await,
             ObjectKind::File => Ok(None),
         }
     }

@@ -15,6 +15,16 @@ pub enum ObjectKind {
     Node,
     /// A ServiceCIDR.
     ServiceCidr,
+    /// An AddressPool.
+    AddressPool,
+    /// A Namespace.
+    Namespace,
+    /// An Ingress.
+    Ingress,
+    /// An IngressClass.
+    IngressClass,
+    /// A Secret.
+    Secret,
     /// A manifest file; its path is the name.
     File,
 }
@@ -89,6 +99,11 @@ impl fmt::Display for ObjectKind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::AddressPool => "AddressPool",
+            Self::Namespace => "Namespace",
+            Self::Ingress => "Ingress",
+            Self::IngressClass => "IngressClass",
+            Self::Secret => "Secret",
             Self::File => "file",
         })
     }

@@ -4,7 +4,7 @@
 //! something in the folder changes.
 
 mod defaults;
-mod files;
+pub(crate) mod files;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use self::files::Folder;
 use super::Event;
-use crate::model::{EndpointSlice, Node, Problem, Service, ServiceCidr, ranges_of};
+use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service, ServiceCidr, ranges_of};
 
 /// The folder is read when nothing has changed for this long, so that a file is not met half written.
 const QUIET: Duration = Duration::from_millis(50);
@@ -72,7 +72,8 @@ pub struct Objects {
 /// # Errors
 /// If the folder cannot be read; what is wrong with files in it is part of the result.
 pub fn read(options: &Options) -> Result<Objects, Error> {
-    Reader::new(options.clone()).read()
+    let shown = Manifests::new(options.dir.clone(), options.service_cidrs.clone()).read()?;
+    Ok(light(shown, &options.node_name))
 }
 
 /// Sends what the folder holds, then everything again after every change, until the receiver is dropped.
@@ -80,43 +81,118 @@ pub fn read(options: &Options) -> Result<Objects, Error> {
 /// # Errors
 /// If the folder cannot be read at the start. Later the last state stays.
 pub async fn run(options: Options, events: mpsc::Sender<Event>) -> Result<(), Error> {
-    let (changed, mut changes) = mpsc::channel::<()>(1);
-    let watcher = watch(&options.dir, changed);
-    let mut reader = Reader::new(options);
-    let mut last = Objects::default();
-    let mut objects = reader.read()?;
-    let mut first = true;
+    let mut manifests = Manifests::new(options.dir, options.service_cidrs);
+    manifests.watch();
+    let mut last = None;
     loop {
-        if first || objects != last {
-            for event in news(&objects) {
-                if events.send(event).await.is_err() {
-                    return Ok(());
+        match manifests.read() {
+            Ok(shown) => {
+                let objects = light(shown, &options.node_name);
+                if last.as_ref() != Some(&objects) {
+                    for event in news(&objects) {
+                        if events.send(event).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    last = Some(objects);
                 }
             }
-            last = objects;
-            first = false;
+            Err(error) if last.is_none() => return Err(error),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "manifests cannot be read, the last state stays"
+            ),
         }
-        if watcher.is_some() {
-            tokio::select! {
-                _ = changes.recv() => settle(&mut changes).await,
-                () = events.closed() => return Ok(()),
-            }
-        } else {
-            tokio::select! {
-                () = sleep(POLL) => {}
-                () = events.closed() => return Ok(()),
-            }
+        tokio::select! {
+            () = manifests.changed() => {}
+            () = events.closed() => return Ok(()),
         }
-        objects = match reader.read() {
-            Ok(objects) => objects,
-            Err(error) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "manifests cannot be read, the last state stays"
-                );
-                last.clone()
+    }
+}
+
+/// A folder of manifests, as an API server would show its objects.
+pub(crate) struct Manifests {
+    folder: Folder,
+    dir: PathBuf,
+    service_cidrs: Vec<IpNet>,
+    /// Tells of changes as long as it lives; without it the folder is read again and again.
+    watcher: Option<(notify::RecommendedWatcher, mpsc::Receiver<()>)>,
+}
+
+/// What [`Manifests::read`] finds.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// All objects; Services and EndpointSlices with what an API server would have filled in.
+    pub(crate) objects: files::Objects,
+    /// The ranges of ServiceCIDR objects, if there are any.
+    pub(crate) service_cidrs: Option<Vec<IpNet>>,
+    /// What is wrong with files, and with what could not be filled in.
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Manifests {
+    /// Those in a folder; for the ranges see [`Options::service_cidrs`].
+    pub(crate) fn new(dir: PathBuf, service_cidrs: Vec<IpNet>) -> Self {
+        Self {
+            folder: Folder::new(dir.clone()),
+            dir,
+            service_cidrs,
+            watcher: None,
+        }
+    }
+
+    /// Has the system tell of changes.
+    pub(crate) fn watch(&mut self) {
+        let (changed, changes) = mpsc::channel(1);
+        self.watcher = watch(&self.dir, changed).map(|watcher| (watcher, changes));
+    }
+
+    /// What the folder holds now. A file that cannot be read counts with its last good content.
+    pub(crate) fn read(&mut self) -> Result<Shown, Error> {
+        let mut problems = self.folder.read().map_err(|source| Error::Folder {
+            dir: self.dir.clone(),
+            source,
+        })?;
+        let mut objects = self.folder.objects(&mut problems);
+        let cidrs: Vec<ServiceCidr> = objects.service_cidrs.values().map(ServiceCidr::from).collect();
+        problems.extend(cidrs.iter().flat_map(|object| object.problems.iter().cloned()));
+        let service_cidrs = (!cidrs.is_empty()).then(|| ranges_of(&cidrs));
+        let ranges = service_cidrs.as_ref().unwrap_or(&self.service_cidrs);
+        defaults::fill_in(&mut objects.services, ranges, &mut problems);
+        objects.slices.values_mut().for_each(defaults::fill_in_slice);
+        Ok(Shown {
+            objects,
+            service_cidrs,
+            problems,
+        })
+    }
+
+    /// Waits until something may have changed.
+    pub(crate) async fn changed(&mut self) {
+        match &mut self.watcher {
+            Some((_, changes)) => {
+                if changes.recv().await.is_some() {
+                    settle(changes).await;
+                }
             }
-        };
+            None => sleep(POLL).await,
+        }
+    }
+}
+
+/// What the agent of this node makes of it.
+fn light(shown: Shown, node_name: &str) -> Objects {
+    let Shown {
+        objects,
+        service_cidrs,
+        problems,
+    } = shown;
+    Objects {
+        services: objects.services.values().map(Service::from).collect(),
+        slices: objects.slices.values().map(EndpointSlice::from).collect(),
+        node: objects.nodes.get(&ObjectKey::new("", node_name)).map(Node::from),
+        service_cidrs,
+        problems,
     }
 }
 
@@ -167,41 +243,6 @@ fn watch(dir: &std::path::Path, changed: mpsc::Sender<()>) -> Option<notify::Rec
 fn is_write_end(event: &notify::Event) -> bool {
     use notify::event::{AccessKind, AccessMode, EventKind};
     event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
-}
-
-/// Reads the folder again and again; remembers the last good content of each file.
-struct Reader {
-    options: Options,
-    folder: Folder,
-}
-
-impl Reader {
-    fn new(options: Options) -> Self {
-        let folder = Folder::new(options.dir.clone());
-        Self { options, folder }
-    }
-
-    fn read(&mut self) -> Result<Objects, Error> {
-        let mut problems = self.folder.read().map_err(|source| Error::Folder {
-            dir: self.options.dir.clone(),
-            source,
-        })?;
-        let mut objects = self.folder.objects(&mut problems);
-        let cidrs: Vec<ServiceCidr> = objects.service_cidrs.values().map(ServiceCidr::from).collect();
-        problems.extend(cidrs.iter().flat_map(|object| object.problems.iter().cloned()));
-        let service_cidrs = (!cidrs.is_empty()).then(|| ranges_of(&cidrs));
-        let ranges = service_cidrs.as_ref().unwrap_or(&self.options.service_cidrs);
-        defaults::fill_in(&mut objects.services, ranges, &mut problems);
-        objects.slices.values_mut().for_each(defaults::fill_in_slice);
-        let node = objects.nodes.get(&*self.options.node_name);
-        Ok(Objects {
-            services: objects.services.values().map(Service::from).collect(),
-            slices: objects.slices.values().map(EndpointSlice::from).collect(),
-            node: node.map(Node::from),
-            service_cidrs,
-            problems,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Secret, Service, ServiceStatus};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressStatus, ServiceCIDR};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::debug;
 
+use crate::ipam::pool::{AddressPool, AddressPoolStatus};
 use crate::model::{ObjectKey, ObjectKind, Problem, Reason};
 
 /// The API's namespace for objects that name none.
@@ -20,7 +22,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 
 /// A folder with the last good content of each file.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
 }
@@ -33,26 +35,122 @@ struct File {
     problem: Option<Problem>,
 }
 
-/// An object as it is written.
-#[derive(Clone, Debug)]
-enum Object {
-    Service(Box<Service>),
-    EndpointSlice(Box<EndpointSlice>),
-    Node(Box<Node>),
-    ServiceCidr(Box<ServiceCIDR>),
+/// Defines what an object is from the kinds that are read: their place in [`Objects`], their name in a manifest and in a
+/// problem, and whether they have a namespace.
+macro_rules! kinds {
+    ($($field:ident: $Kind:ident, $Named:ident, $namespaced:literal;)*) => {
+        /// An object as it is written.
+        #[derive(Clone, Debug)]
+        enum Object {
+            $($Kind(Box<$Kind>),)*
+            Status(ObjectKey, Status),
+        }
+
+        /// All objects of a folder, by name.
+        #[derive(Debug, Default)]
+        pub(crate) struct Objects {
+            $(pub(crate) $field: BTreeMap<ObjectKey, $Kind>,)*
+        }
+
+        impl Object {
+            /// The object in a document of this kind; `None`: we do not read such.
+            fn read(kind: &str, document: Value) -> Option<Result<Self, String>> {
+                match kind {
+                    $(stringify!($Kind) => Some(object(document).map(Self::$Kind)),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl Objects {
+            /// Adds an object in place of an earlier one of its name. If there was one: its kind and name.
+            fn add(&mut self, object: Object) -> Option<(ObjectKind, ObjectKey)> {
+                match object {
+                    $(Object::$Kind(object) => {
+                        let key = key(&object.metadata, $namespaced);
+                        let before = self.$field.insert(key.clone(), *object);
+                        before.map(|_| (ObjectKind::$Named, key))
+                    })*
+                    Object::Status(..) => None,
+                }
+            }
+        }
+    };
 }
 
-/// All objects of a folder, by name.
-#[derive(Debug, Default)]
-pub(super) struct Objects {
-    pub(super) services: BTreeMap<ObjectKey, Service>,
-    pub(super) slices: BTreeMap<ObjectKey, EndpointSlice>,
-    pub(super) nodes: BTreeMap<String, Node>,
-    pub(super) service_cidrs: BTreeMap<String, ServiceCIDR>,
+kinds! {
+    services: Service, Service, true;
+    slices: EndpointSlice, EndpointSlice, true;
+    nodes: Node, Node, false;
+    service_cidrs: ServiceCIDR, ServiceCidr, false;
+    pools: AddressPool, AddressPool, false;
+    namespaces: Namespace, Namespace, false;
+    ingresses: Ingress, Ingress, true;
+    ingress_classes: IngressClass, IngressClass, false;
+    secrets: Secret, Secret, true;
+}
+
+/// What a controller has written of an object that stands elsewhere: a document with a `status` and no `spec`.
+#[derive(Clone, Debug)]
+enum Status {
+    Service(ServiceStatus),
+    Ingress(IngressStatus),
+    AddressPool(AddressPoolStatus),
+}
+
+impl Status {
+    /// The status in a document of this kind, if it is nothing but that.
+    fn read(kind: &str, document: &Value) -> Option<Result<Object, String>> {
+        let status = document.get("status").filter(|status| !status.is_null())?;
+        if document.get("spec").is_some_and(|spec| !spec.is_null()) {
+            return None;
+        }
+        let status = status.clone();
+        let read = match kind {
+            "Service" => serde_json::from_value(status).map(Self::Service),
+            "Ingress" => serde_json::from_value(status).map(Self::Ingress),
+            "AddressPool" => serde_json::from_value(status).map(Self::AddressPool),
+            _ => return None,
+        };
+        let meta = |name| document.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
+        let meta = ObjectMeta {
+            name: meta("name").map(str::to_owned),
+            namespace: meta("namespace").map(str::to_owned),
+            ..ObjectMeta::default()
+        };
+        let key = key(&meta, kind != "AddressPool");
+        Some(match read {
+            Ok(status) => Ok(Object::Status(key, status)),
+            Err(error) => Err(format!("`{}`: {error}", key.name)),
+        })
+    }
+
+    fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Service(_) => ObjectKind::Service,
+            Self::Ingress(_) => ObjectKind::Ingress,
+            Self::AddressPool(_) => ObjectKind::AddressPool,
+        }
+    }
+}
+
+impl Objects {
+    /// Gives a status to its object; `false`: there is no such object.
+    fn give(&mut self, key: &ObjectKey, status: Status) -> bool {
+        match status {
+            Status::Service(status) => give(self.services.get_mut(key).map(|object| &mut object.status), status),
+            Status::Ingress(status) => give(self.ingresses.get_mut(key).map(|object| &mut object.status), status),
+            Status::AddressPool(status) => give(self.pools.get_mut(key).map(|object| &mut object.status), status),
+        }
+    }
+}
+
+fn give<T>(place: Option<&mut Option<T>>, status: T) -> bool {
+    place.map(|place| *place = Some(status)).is_some()
 }
 
 impl Folder {
-    pub(super) const fn new(dir: PathBuf) -> Self {
+    pub(crate) const fn new(dir: PathBuf) -> Self {
         Self {
             dir,
             files: BTreeMap::new(),
@@ -60,7 +158,7 @@ impl Folder {
     }
 
     /// Reads what has changed; tells what is wrong with files.
-    pub(super) fn read(&mut self) -> io::Result<Vec<Problem>> {
+    pub(crate) fn read(&mut self) -> io::Result<Vec<Problem>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let path = entry?.path();
@@ -76,54 +174,32 @@ impl Folder {
         Ok(self.files.values().filter_map(|file| file.problem.clone()).collect())
     }
 
-    /// The objects of all files. A later one of the same name stands in place of an earlier one; one that has only
-    /// a status gives it to the other.
-    pub(super) fn objects(&self, problems: &mut Vec<Problem>) -> Objects {
+    /// The objects of all files. A later one of the same name stands in place of an earlier one; a status in a document of
+    /// its own is given to its object.
+    pub(crate) fn objects(&self, problems: &mut Vec<Problem>) -> Objects {
         let mut objects = Objects::default();
         let mut statuses = Vec::new();
         for (path, file) in &self.files {
             for object in &file.objects {
                 match object.clone() {
-                    Object::Service(service) if service.spec.is_none() && service.status.is_some() => {
-                        statuses.push((path, service));
-                    }
-                    Object::Service(service) => {
-                        let key = key(&service.metadata);
-                        if objects.services.insert(key.clone(), *service).is_some() {
-                            problems.push(twice(path, ObjectKind::Service, &key));
-                        }
-                    }
-                    Object::EndpointSlice(slice) => {
-                        let key = key(&slice.metadata);
-                        if objects.slices.insert(key.clone(), *slice).is_some() {
-                            problems.push(twice(path, ObjectKind::EndpointSlice, &key));
-                        }
-                    }
-                    Object::Node(node) => {
-                        let name = node.metadata.name.clone().unwrap_or_default();
-                        if objects.nodes.insert(name.clone(), *node).is_some() {
-                            problems.push(twice(path, ObjectKind::Node, &ObjectKey::new("", &name)));
-                        }
-                    }
-                    Object::ServiceCidr(cidr) => {
-                        let name = cidr.metadata.name.clone().unwrap_or_default();
-                        if objects.service_cidrs.insert(name.clone(), *cidr).is_some() {
-                            problems.push(twice(path, ObjectKind::ServiceCidr, &ObjectKey::new("", &name)));
+                    Object::Status(key, status) => statuses.push((path, key, status)),
+                    object => {
+                        if let Some((kind, key)) = objects.add(object) {
+                            problems.push(twice(path, kind, &key));
                         }
                     }
                 }
             }
         }
-        for (path, status) in statuses {
-            let key = key(&status.metadata);
-            match objects.services.get_mut(&key) {
-                Some(service) => service.status = status.status,
-                None => problems.push(problem(
+        for (path, key, status) in statuses {
+            let kind = status.kind();
+            if !objects.give(&key, status) {
+                problems.push(problem(
                     path,
-                    format!("Service {key}"),
-                    "it has a status only, and no document defines the Service",
-                    "add the Service, or remove the document",
-                )),
+                    format!("{kind} {key}"),
+                    &format!("it has a status only, and no document defines the {kind}"),
+                    &format!("add the {kind}, or remove the document"),
+                ));
             }
         }
         objects
@@ -226,27 +302,23 @@ fn add(document: Value, item_kind: Option<&str>, objects: &mut Vec<Object>) -> R
     let Some(kind) = field("kind").or(item_kind).map(str::to_owned) else {
         return Err("it has no `kind`, so it is not a Kubernetes object".into());
     };
-    match kind.as_str() {
-        "Service" => objects.push(Object::Service(object(document)?)),
-        "EndpointSlice" => objects.push(Object::EndpointSlice(object(document)?)),
-        "Node" => objects.push(Object::Node(object(document)?)),
-        "ServiceCIDR" => objects.push(Object::ServiceCidr(object(document)?)),
-        "List" | "ServiceList" | "EndpointSliceList" | "NodeList" | "ServiceCIDRList" => {
-            let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
-            let Value::Object(mut list) = document else {
-                return Ok(());
-            };
-            let Some(Value::Array(items)) = list.remove("items") else {
-                return Err("it is a list without `items`".into());
-            };
-            for item in items {
-                add(item, item_kind, objects)?;
-            }
+    if let Some(item_kind) = kind.strip_suffix("List") {
+        let item_kind = Some(item_kind).filter(|kind| !kind.is_empty());
+        let Value::Object(mut list) = document else {
+            return Ok(());
+        };
+        let Some(Value::Array(items)) = list.remove("items") else {
+            return Err("it is a list without `items`".into());
+        };
+        for item in items {
+            add(item, item_kind, objects)?;
         }
-        other => debug!(
-            kind = other,
-            "a manifest of a kind that says nothing of traffic is ignored"
-        ),
+        return Ok(());
+    }
+    if let Some(object) = Status::read(&kind, &document).or_else(|| Object::read(&kind, document)) {
+        objects.push(object?);
+    } else {
+        debug!(kind, "a manifest of a kind that says nothing of traffic is ignored");
     }
     Ok(())
 }
@@ -260,12 +332,13 @@ fn object<T: DeserializeOwned>(document: Value) -> Result<Box<T>, String> {
     object.map(Box::new).map_err(|error| format!("`{name}`: {error}"))
 }
 
-fn key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectKey {
+fn key(meta: &ObjectMeta, namespaced: bool) -> ObjectKey {
+    let name = meta.name.as_deref().unwrap_or_default();
+    if !namespaced {
+        return ObjectKey::new("", name);
+    }
     let namespace = meta.namespace.as_deref().filter(|namespace| !namespace.is_empty());
-    ObjectKey::new(
-        namespace.unwrap_or(DEFAULT_NAMESPACE),
-        meta.name.as_deref().unwrap_or_default(),
-    )
+    ObjectKey::new(namespace.unwrap_or(DEFAULT_NAMESPACE), name)
 }
 
 fn problem(path: &Path, field: impl Into<String>, message: &str, remedy: &str) -> Problem {

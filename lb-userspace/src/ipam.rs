@@ -1,0 +1,3 @@
+//! Addresses for Services of type LoadBalancer.
+
+pub mod pool;
