@@ -206,8 +206,10 @@ fn a_file_that_does_not_parse_is_reported_and_its_last_good_content_stays() {
     let folder = TestFolder::new("broken");
     folder.write("a.yaml", &service("web", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}"));
     folder.write("b.yaml", &service("ok", "{clusterIP: 10.0.0.2, ports: [{port: 80}]}"));
-    let mut reader = Reader::new(folder.options());
-    let good = reader.read().expect("folder");
+    let options = folder.options();
+    let mut manifests = Manifests::new(options.dir.clone(), options.service_cidrs.clone());
+    let mut read = || light(manifests.read().expect("folder"), &options.node_name);
+    let good = read();
     for broken in [
         "spec: [",
         "just text",
@@ -218,7 +220,7 @@ fn a_file_that_does_not_parse_is_reported_and_its_last_good_content_stays() {
         ),
     ] {
         folder.write("a.yaml", broken);
-        let objects = reader.read().expect("folder");
+        let objects = read();
         assert_eq!(objects.services, good.services, "{broken}");
         assert_eq!(objects.problems.len(), 1, "{broken}");
         assert!(
@@ -228,11 +230,11 @@ fn a_file_that_does_not_parse_is_reported_and_its_last_good_content_stays() {
         );
     }
     folder.write("a.yaml", &service("web", "{clusterIP: 10.0.0.3, ports: [{port: 80}]}"));
-    let objects = reader.read().expect("folder");
+    let objects = read();
     assert!(objects.problems.is_empty());
     assert_ne!(objects.services, good.services);
     std::fs::remove_file(folder.0.join("a.yaml")).expect("remove");
-    assert_eq!(reader.read().expect("folder").services.len(), 1);
+    assert_eq!(read().services.len(), 1);
 }
 
 #[test]
