@@ -16,11 +16,13 @@ pub mod paths;
 pub mod plan;
 mod programmed;
 mod report;
+mod request_path;
 mod run;
 mod server;
 pub(crate) mod shell;
 pub mod wire;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -68,6 +70,7 @@ pub struct Lab {
     cgroup_mount: PathBuf,
     agents: [Option<Child>; NODES.len()],
     servers: Vec<Child>,
+    controllers: Vec<Child>,
     keep: bool,
     stop: Arc<AtomicBool>,
 }
@@ -107,6 +110,7 @@ impl Lab {
             cgroup_mount,
             agents: [const { None }; NODES.len()],
             servers: Vec::new(),
+            controllers: Vec::new(),
             keep: false,
             stop: Arc::default(),
         };
@@ -164,6 +168,7 @@ impl Lab {
             cgroup_mount: cgroup::mount_point()?,
             agents: [const { None }; NODES.len()],
             servers: Vec::new(),
+            controllers: Vec::new(),
             keep: true,
             stop: Arc::default(),
         })
@@ -231,13 +236,16 @@ impl Lab {
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
             .collect();
+        let hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
         for path in &wanted {
             if let Some(name) = path.file_name() {
                 fs::copy(path, target.join(name)).with_context(|| format!("copy {}", path.display()))?;
             }
         }
         for entry in fs::read_dir(&target)?.flatten() {
-            if !wanted.iter().any(|path| path.file_name() == Some(&entry.file_name())) {
+            let name = entry.file_name();
+            // What is hidden is the agents' own.
+            if !hidden(&name) && !wanted.iter().any(|path| path.file_name() == Some(&name)) {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -353,7 +361,8 @@ impl Drop for Lab {
             return;
         }
         let result = Self::remove(&self.names);
-        for child in self.agents.iter_mut().flatten().chain(&mut self.servers) {
+        let controllers = self.controllers.iter_mut();
+        for child in self.agents.iter_mut().flatten().chain(&mut self.servers).chain(controllers) {
             _ = child.wait();
         }
         if let Err(error) = result {

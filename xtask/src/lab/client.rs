@@ -1,6 +1,8 @@
 //! The process that sends a lab's requests. It is started in the namespace and the cgroup of the place that it
 //! speaks for, reads one [`Task`] as JSON from its input, and prints one [`Outcome`].
 
+mod web;
+
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -36,6 +38,7 @@ pub fn run() -> anyhow::Result<()> {
             per_second,
             duration_ms,
         } => rate(&request, per_second, Duration::from_millis(duration_ms)),
+        Task::Web(request) => Outcome::Web(web::ask(&request, PATIENCE).map_err(|error| error.to_string())),
         Task::Download { target, bytes, rate } => download(target, bytes, rate),
     };
     println!("{}", serde_json::to_string(&outcome)?);

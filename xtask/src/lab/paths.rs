@@ -94,7 +94,7 @@ pub fn cases(services: &[Service], announcer: usize) -> Vec<Case> {
 fn doors(from: Place, announcer: usize) -> Vec<Door> {
     match from {
         Place::Client => vec![Door::LoadBalancer(announcer), Door::NodePort(0), Door::NodePort(1)],
-        Place::Router => Vec::new(),
+        Place::Neighbour | Place::Router => Vec::new(),
         Place::Node(node) => vec![Door::ClusterIp, Door::NodePort(node), Door::LoadBalancer(announcer)],
         Place::Pod(_) => vec![Door::ClusterIp, Door::LoadBalancer(announcer)],
     }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   client ── router ══ LAN ══ node-1 ── pod-1a, pod-1b
-//!   203.0.113.10        ║
-//!                       ╚═════ node-2 ── pod-2a, pod-2b
+//!   203.0.113.10        ╠═════ node-2 ── pod-2a, pod-2b
+//!                       ║
+//!                       ╚═════ neighbour, a host that finds addresses by ARP and NDP only
 //!
 //!   LAN 172.18.0.0/24, fd00:172:18::/64 · pods 10.244.N.0/24, fd00:10:244:N::/64 of node-N
 //!   ClusterIPs 10.96.0.0/16, fd00:10:96::/112 · load balancer addresses 198.51.100.0/24, 2001:db8:100::/64
@@ -49,6 +50,8 @@ impl Network {
 pub enum Place {
     /// Outside the cluster, behind the router.
     Client,
+    /// A host outside the cluster, on the nodes' own LAN.
+    Neighbour,
     /// The router: the client's way to the nodes, and the switch that they are connected by.
     Router,
     /// A process of the node itself.
@@ -123,6 +126,10 @@ pub const PODS: [Pod; 4] = [
 pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// The client's IPv6 address.
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10);
+/// The neighbour's IPv4 address.
+pub const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 50);
+/// The neighbour's IPv6 address.
+pub const NEIGHBOUR_V6: Ipv6Addr = lan6(0x50);
 /// Where all pods are, for `--cluster-cidr`.
 pub const CLUSTER_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// Where ClusterIPs are, for `--service-cidrs`.
@@ -148,8 +155,9 @@ impl Pod {
 
 impl Place {
     /// Every place of a lab.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Client,
+        Self::Neighbour,
         Self::Router,
         Self::Node(0),
         Self::Node(1),
@@ -163,6 +171,7 @@ impl Place {
     pub fn name(self) -> &'static str {
         match self {
             Self::Client => "client",
+            Self::Neighbour => "neighbour",
             Self::Router => "router",
             Self::Node(i) => NODES[i].name,
             Self::Pod(i) => PODS[i].name,
@@ -179,6 +188,8 @@ impl Place {
         match self {
             Self::Client if v6 => CLIENT_V6.into(),
             Self::Client => CLIENT_V4.into(),
+            Self::Neighbour if v6 => NEIGHBOUR_V6.into(),
+            Self::Neighbour => NEIGHBOUR_V4.into(),
             Self::Router if v6 => lan6(1).into(),
             Self::Router => Ipv4Addr::new(172, 18, 0, 1).into(),
             Self::Node(i) => NODES[i].addr(v6),
@@ -189,7 +200,7 @@ impl Place {
     /// Index of the node that it is on.
     pub fn node(self) -> Option<usize> {
         match self {
-            Self::Client | Self::Router => None,
+            Self::Client | Self::Neighbour | Self::Router => None,
             Self::Node(i) => Some(i),
             Self::Pod(i) => Some(PODS[i].node),
         }

@@ -101,7 +101,7 @@ impl Report {
     pub fn add(&mut self, network: Network, case: &Case, answer: &Answer, flows: &Flows) {
         let verdict = case.judge(network, answer);
         let from = match case.from {
-            Place::Client | Place::Router => 0,
+            Place::Client | Place::Neighbour | Place::Router => 0,
             Place::Pod(_) => 1,
             Place::Node(_) => 2,
         };

@@ -1,4 +1,5 @@
-//! `cargo xtask build-and-run`: a lab, a request on every path, and the counters while it stands.
+//! `cargo xtask build-and-run`: a lab, a request on every path, the whole path of one from an address to a pod, and the
+//! counters while it stands.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,9 +19,9 @@ use super::{Form, Lab, Setup};
 /// How to run the lab.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// How pods on different nodes are connected.
-    #[arg(long, value_enum, default_value_t)]
-    pub network: Network,
+    /// How pods on different nodes are connected. [default: with --once each way in turn, else routed]
+    #[arg(long, value_enum)]
+    pub network: Option<Network>,
     /// End after the requests: with success only if each was answered as it has to be.
     #[arg(long)]
     pub once: bool,
@@ -31,6 +32,9 @@ const SHOWN_FAILURES: usize = 20;
 
 /// Sets up a lab with this `fairway` program, sends requests on every path and shows them. On a terminal, and
 /// unless `once` is set, it then shows live counters until Ctrl-C.
+///
+/// # Errors
+/// If a lab cannot be set up, or a request was not answered as it has to be.
 pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [
@@ -43,18 +47,36 @@ pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> any
     for name in remove_crashed()? {
         println!("Removed the lab {name}, whose owner has ended without doing so.");
     }
+    let networks = match options.network {
+        Some(network) => vec![network],
+        None if options.once => Network::ALL.to_vec(),
+        None => vec![Network::default()],
+    };
+    for network in networks {
+        one_network(network, options, fairway, workspace, &stop)?;
+    }
+    Ok(())
+}
+
+fn one_network(
+    network: Network,
+    options: &Options,
+    fairway: &Path,
+    workspace: &Path,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut lab = Lab::up(&Setup {
         name: format!("run-{}", std::process::id()),
-        network: options.network,
+        network,
         xtask: std::env::current_exe().context("find this program's own file")?,
         fairway: Some(fairway.to_owned()),
         manifests: workspace.join("examples/loadbalancer"),
     })?;
-    lab.stop_when(Arc::clone(&stop));
+    lab.stop_when(Arc::clone(stop));
     println!(
         "A cluster of two nodes, network {}, stands after {:.1?}.\n",
-        options.network.name(),
+        network.name(),
         started.elapsed()
     );
     let mut failed = 0;
@@ -72,15 +94,17 @@ pub fn build_and_run(options: &Options, fairway: &Path, workspace: &Path) -> any
         }
         failed += report.failures.len();
     }
+    println!("examples/request-path: from an address to a pod, and back\n");
+    print!("{}", lab.request_path(&workspace.join("examples"))?);
     let martians = lab.martians()?;
     for (place, count) in &martians {
         println!("FAILED {}: {count} packets were dropped as martians", place.name());
     }
     if martians.is_empty() {
-        println!("No packet was dropped as a martian.");
+        println!("No packet was dropped as a martian.\n");
     }
     if !options.once && std::io::stdout().is_terminal() {
-        live(&lab, &stop)?;
+        live(&lab, stop)?;
     }
     ensure!(failed == 0, "{failed} requests were not answered as they have to be");
     ensure!(martians.is_empty(), "packets were dropped as martians");

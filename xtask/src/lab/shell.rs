@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use super::plan::{CLUSTER_CIDRS, LOAD_BALANCER_CIDRS, NODES, Names, Network, PODS, Place};
+use super::plan::{
+    CLUSTER_CIDRS, LOAD_BALANCER_CIDRS, NEIGHBOUR_V4, NEIGHBOUR_V6, NODES, Names, Network, PODS, Place,
+};
 
 /// Makes the namespaces and the links between them.
 pub fn links(names: &Names) -> String {
@@ -25,6 +27,7 @@ pub fn links(names: &Names) -> String {
         );
     };
     veth(Place::Client, "eth0", Place::Router, "client");
+    veth(Place::Neighbour, "eth0", Place::Router, "neighbour");
     for (i, node) in NODES.iter().enumerate() {
         veth(Place::Node(i), "eth0", Place::Router, node.name);
     }
@@ -51,13 +54,14 @@ for d in /proc/sys/net/ipv6/conf/*; do echo 0 >$d/accept_dad; echo 0 >$d/dad_tra
     let mut batch = String::from("link set lo up\n");
     match place {
         Place::Client => client(&mut batch),
+        Place::Neighbour => neighbour(&mut batch),
         Place::Router => router(&mut batch),
         Place::Node(i) => node(&mut batch, network, i),
         Place::Pod(i) => pod(&mut batch, network, i),
     }
     _ = write!(script, "ip -batch - <<'END'\n{batch}END\n");
     match place {
-        Place::Client => script.push_str(&whole_checksums(&["eth0"])),
+        Place::Client | Place::Neighbour => script.push_str(&whole_checksums(&["eth0"])),
         Place::Router => {
             let uplinks = [NODES[0].name, NODES[1].name];
             script.push_str(&whole_checksums(&uplinks));
@@ -118,6 +122,17 @@ route add default via 2001:db8:113::1
     );
 }
 
+/// It has no route to anywhere: what it reaches, it has found on the LAN.
+fn neighbour(batch: &mut String) {
+    _ = write!(
+        batch,
+        "link set eth0 up
+addr add {NEIGHBOUR_V4}/24 dev eth0
+addr add {NEIGHBOUR_V6}/64 dev eth0 nodad
+"
+    );
+}
+
 fn router(batch: &mut String) {
     batch.push_str(
         "link set client up
@@ -132,6 +147,7 @@ addr add fd00:172:18::1/64 dev lan nodad
     for node in &NODES {
         _ = writeln!(batch, "link set {} master lan up", node.name);
     }
+    batch.push_str("link set neighbour master lan up\n");
     batch.push_str(&announce(0));
     // Pods can be reached by their own addresses as well, to compare with plain routing.
     for (i, node) in NODES.iter().enumerate() {

@@ -44,6 +44,36 @@ pub struct Request {
     pub protocol: Protocol,
 }
 
+/// A request to a web site, by HTTP/1.1.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Web {
+    /// Where it goes.
+    pub target: SocketAddr,
+    /// The site.
+    pub host: String,
+    /// The path.
+    pub path: String,
+    /// Value of the header `X-Request-Id`.
+    pub id: String,
+    /// By HTTPS, with a certificate for `host` that this one (PEM) vouches for.
+    pub trusted: Option<String>,
+}
+
+/// What became of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WebAnswer {
+    /// The client's own address and port.
+    pub local: SocketAddr,
+    /// Whom it is connected to.
+    pub peer: SocketAddr,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+    /// The status of the answer.
+    pub status: u16,
+    /// The body of the answer.
+    pub body: String,
+}
+
 /// What a client process is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -66,6 +96,8 @@ pub enum Task {
         /// For how long, in milliseconds.
         duration_ms: u64,
     },
+    /// One request to a web site.
+    Web(Web),
     /// One long answer, whose every byte is checked.
     Download {
         /// From where.
@@ -122,6 +154,8 @@ pub enum Outcome {
         /// The longest that a request took, in microseconds.
         slowest_us: u64,
     },
+    /// Of [`Task::Web`]: the answer, or why there was none.
+    Web(Result<WebAnswer, String>),
     /// Of [`Task::Download`].
     Download {
         /// Bytes that arrived and were right.
