@@ -62,7 +62,12 @@ impl Component {
         Self::Kubectl,
     ];
     /// Those that the tests need.
-    pub const FOR_TESTS: [Self; 3] = [Self::KubeApiserver, Self::Etcd, Self::KubeControllerManager];
+    pub const FOR_TESTS: [Self; 4] = [
+        Self::KubeApiserver,
+        Self::Etcd,
+        Self::KubeControllerManager,
+        Self::Kubectl,
+    ];
 
     /// Name of the program.
     pub const fn program(self) -> &'static str {
@@ -76,7 +81,7 @@ impl Component {
     }
 }
 
-/// The folder with what the tests need (kube-apiserver, etcd, kube-controller-manager), built first if it is not there.
+/// The folder with what the tests need ([`Component::FOR_TESTS`]), built first if it is not there.
 ///
 /// # Errors
 /// See [`ensure_components`].

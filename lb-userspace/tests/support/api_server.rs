@@ -3,9 +3,10 @@
 //! `cargo xtask test` builds both and names their folder in `FAIRWAY_KUBE_BIN`. Each server has ports and a folder of its
 //! own, so tests run side by side.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -61,14 +62,36 @@ impl ApiServer {
         Ok(folder)
     }
 
-    /// The folder as above, if it has the controllers as well.
+    /// The folder as above, if it has kubectl and the controllers as well.
     pub fn programs_with_controllers() -> Result<PathBuf, String> {
         let folder = Self::programs()?;
-        if folder.join("kube-controller-manager").is_file() {
-            Ok(folder)
-        } else {
-            Err(format!("needs kube-controller-manager in {}", folder.display()))
+        let mut others = ["kube-controller-manager", "kubectl"].into_iter();
+        match others.find(|name| !folder.join(name).is_file()) {
+            None => Ok(folder),
+            Some(name) => Err(format!("needs {name} in {}", folder.display())),
         }
+    }
+
+    /// Runs kubectl as an administrator, with these words and this input, and returns what it says; panics if it fails.
+    pub fn kubectl(&self, words: &[&str], input: &str) -> String {
+        let mut kubectl = Command::new(self.bin.join("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            // Nothing of this user's own.
+            .env("KUBECACHEDIR", self.dir.join("kubectl-cache"))
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run kubectl: {error}"));
+        let mut stdin = kubectl.stdin.take().expect("it is a pipe");
+        stdin.write_all(input.as_bytes()).expect("kubectl takes its input");
+        drop(stdin);
+        let output = kubectl.wait_with_output().expect("kubectl ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {words:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Starts the controllers. They are told of nothing but this server, and wait for it when it is away.
