@@ -8,6 +8,7 @@ pub mod desired;
 pub mod events;
 pub mod health;
 pub mod http;
+pub mod ingress;
 pub mod ipam;
 pub mod maglev;
 pub mod maps;

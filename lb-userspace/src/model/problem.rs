@@ -40,6 +40,14 @@ pub enum Reason {
     NodeAddress,
     /// A map of the data path has no room left.
     MapFull,
+    /// A field asks for what is not supported.
+    NotSupported,
+    /// Another Ingress has the host and path, or the host's certificate.
+    RuleConflict,
+    /// A Service, or a port of it, does not exist.
+    BackendNotFound,
+    /// A certificate cannot be used, or clients will refuse it.
+    BadCertificate,
     /// A health check node port cannot be listened on; kube-proxy's word.
     FailedToStartServiceHealthcheck,
     /// `/healthz` cannot be served; kube-proxy's word.
@@ -56,6 +64,10 @@ impl Reason {
             Self::AddressConflict => "AddressConflict",
             Self::NodeAddress => "NodeAddress",
             Self::MapFull => "MapFull",
+            Self::NotSupported => "NotSupported",
+            Self::RuleConflict => "RuleConflict",
+            Self::BackendNotFound => "BackendNotFound",
+            Self::BadCertificate => "BadCertificate",
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
             Self::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
             Self::FailedToStartMetricServer => "FailedToStartMetricServer",
@@ -65,7 +77,12 @@ impl Reason {
     /// Whether it comes from this node's own state, so that other nodes need not have it.
     pub const fn of_this_node(self) -> bool {
         match self {
-            Self::InvalidField | Self::AddressConflict => false,
+            Self::InvalidField
+            | Self::AddressConflict
+            | Self::NotSupported
+            | Self::RuleConflict
+            | Self::BackendNotFound
+            | Self::BadCertificate => false,
             Self::NodeAddress
             | Self::MapFull
             | Self::FailedToStartServiceHealthcheck

@@ -17,8 +17,8 @@
 //! When the API is lost nothing is sent, so what is known stays in force. When it is back, each kind goes on where it
 //! was; if the server no longer has what happened since, a new list replaces the old one as a whole.
 
-mod contact;
-mod follow;
+pub(crate) mod contact;
+pub(crate) mod follow;
 mod kinds;
 
 use std::path::PathBuf;

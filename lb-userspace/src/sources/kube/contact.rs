@@ -6,12 +6,31 @@ use std::sync::{Mutex, PoisonError};
 use kube::runtime::watcher;
 
 /// Which of the followed kinds have lost the API.
-#[derive(Debug, Default)]
-pub(super) struct Contact {
+#[derive(Debug)]
+pub(crate) struct Contact {
+    needs: &'static str,
     lost: Mutex<BTreeSet<&'static str>>,
 }
 
+impl Default for Contact {
+    /// That of the agent.
+    fn default() -> Self {
+        Self::new(
+            "the agent's ClusterRole needs get, list and watch of services, endpointslices.discovery.k8s.io, nodes and \
+             (better) servicecidrs.networking.k8s.io",
+        )
+    }
+}
+
 impl Contact {
+    /// `needs` is what somebody who is refused should see to.
+    pub(crate) const fn new(needs: &'static str) -> Self {
+        Self {
+            needs,
+            lost: Mutex::new(BTreeSet::new()),
+        }
+    }
+
     /// A request for this kind failed. Told once for all kinds, except that a refusal concerns one kind.
     pub(super) fn failed(&self, kind: &'static str, error: &watcher::Error) {
         let (first, new) = {
@@ -24,8 +43,8 @@ impl Contact {
                 kind,
                 code,
                 error = %cause,
-                "the Kubernetes API refuses the agent; its ClusterRole needs get, list and watch of services, \
-                 endpointslices.discovery.k8s.io, nodes and (better) servicecidrs.networking.k8s.io"
+                needs = self.needs,
+                "the Kubernetes API refuses to show objects"
             ),
             _ if first => tracing::warn!(
                 kind,

@@ -1,5 +1,6 @@
 //! Following one kind of objects.
 
+use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, InitialListStrategy, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -26,12 +28,73 @@ const STREAM_STALLS: Duration = Duration::from_secs(10);
 /// How often a server is asked for an optional kind that it does not show: it may be upgraded, or its roles changed.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
+/// A kind of objects that is followed, and what is told of it. Whatever is a [`Kind`] is one that is told in [`Event`]s.
+pub(crate) trait Feed: Send + 'static {
+    /// As the API has it.
+    type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static;
+    /// As we have it.
+    type Light: Send;
+    /// What is told.
+    type News: Send;
+    /// See [`Kind::NAME`].
+    const NAME: &'static str;
+    /// See [`Kind::OPTIONAL`].
+    const OPTIONAL: bool = false;
+
+    /// See [`Kind::requests`].
+    fn requests(&self) -> Vec<watcher::Config>;
+    /// See [`Kind::light`].
+    fn light(&self, object: &Self::Object) -> Self::Light;
+    /// See [`Kind::unavailable`].
+    fn unavailable(&mut self) -> Option<Self::News> {
+        None
+    }
+    /// These are all.
+    fn all(&mut self, list: Vec<Self::Light>) -> Option<Self::News>;
+    /// One was added or changed.
+    fn changed(&mut self, object: Self::Light) -> Option<Self::News>;
+    /// One is gone, or does not count any more.
+    fn gone(&mut self, object: Self::Light) -> Option<Self::News>;
+}
+
+impl<K: Kind> Feed for K {
+    type Object = K::Object;
+    type Light = K::Light;
+    type News = Event;
+    const NAME: &'static str = <K as Kind>::NAME;
+    const OPTIONAL: bool = <K as Kind>::OPTIONAL;
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        Kind::requests(self)
+    }
+
+    fn light(&self, object: &Self::Object) -> Self::Light {
+        Kind::light(self, object)
+    }
+
+    fn unavailable(&mut self) -> Option<Event> {
+        Kind::unavailable(self)
+    }
+
+    fn all(&mut self, list: Vec<Self::Light>) -> Option<Event> {
+        Kind::all(self, list)
+    }
+
+    fn changed(&mut self, object: Self::Light) -> Option<Event> {
+        Kind::changed(self, object)
+    }
+
+    fn gone(&mut self, object: Self::Light) -> Option<Event> {
+        Kind::gone(self, object)
+    }
+}
+
 /// Sends all objects of the kind, then every change, until nobody listens.
-pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Contact>, news: mpsc::Sender<Event>) {
+pub(crate) async fn follow<F: Feed>(mut kind: F, client: Client, contact: Arc<Contact>, news: mpsc::Sender<F::News>) {
     let requests = kind.requests();
     let mut request = 0;
     loop {
-        let api = Api::<K::Object>::all(client.clone());
+        let api = Api::<F::Object>::all(client.clone());
         let mut stream = pin!(watcher(api, requests[request].clone()));
         let mut pause = Pause::default();
         let streams = requests[request].initial_list_strategy == InitialListStrategy::StreamingList;
@@ -53,7 +116,7 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                 }
                 Err(_) => {
                     lost = false;
-                    contact.answered(K::NAME);
+                    contact.answered(F::NAME);
                     pause = Pause::default();
                     continue;
                 }
@@ -68,12 +131,12 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                 Some(Ok(event)) => event,
                 Some(Err(error)) => {
                     if not_understood(&error) && request + 1 < requests.len() {
-                        tracing::debug!(kind = K::NAME, %error, "the API server is older: asking in a simpler way");
+                        tracing::debug!(kind = F::NAME, %error, "the API server is older: asking in a simpler way");
                         request += 1;
                         break;
                     }
-                    if K::OPTIONAL && refused(&error) {
-                        tracing::debug!(kind = K::NAME, %error, "the API server does not show these: going on without");
+                    if F::OPTIONAL && refused(&error) {
+                        tracing::debug!(kind = F::NAME, %error, "the API server does not show these: going on without");
                         if let Some(event) = kind.unavailable()
                             && news.send(event).await.is_err()
                         {
@@ -85,11 +148,11 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                     match error {
                         // A watch that ends is begun again where it was; only failing at that is a loss.
                         watcher::Error::WatchFailed(_) | watcher::Error::WatchError(_) => {
-                            tracing::debug!(kind = K::NAME, %error, "a watch was interrupted");
+                            tracing::debug!(kind = F::NAME, %error, "a watch was interrupted");
                         }
                         _ => {
                             lost = true;
-                            contact.failed(K::NAME, &error);
+                            contact.failed(F::NAME, &error);
                         }
                     }
                     sleep(pause.next()).await;
@@ -100,7 +163,7 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
             };
             if lost {
                 lost = false;
-                contact.answered(K::NAME);
+                contact.answered(F::NAME);
             }
             pause = Pause::default();
             let event = match event {
@@ -112,7 +175,7 @@ pub(super) async fn follow<K: Kind>(mut kind: K, client: Client, contact: Arc<Co
                 watcher::Event::InitDone => {
                     listing = false;
                     let list = std::mem::take(&mut list);
-                    tracing::debug!(kind = K::NAME, objects = list.len(), "listed");
+                    tracing::debug!(kind = F::NAME, objects = list.len(), "listed");
                     kind.all(list)
                 }
                 watcher::Event::Apply(object) => {

@@ -20,7 +20,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// A kind of objects that is followed.
-pub(super) trait Kind: Send + 'static {
+pub(crate) trait Kind: Send + 'static {
     /// As the API has it.
     type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static;
     /// As we have it.
