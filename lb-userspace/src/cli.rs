@@ -2,6 +2,8 @@
 
 mod agent;
 mod cleanup;
+mod ingress;
+mod log;
 mod view;
 
 use std::io;
@@ -20,6 +22,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Agent(Box<agent::Args>),
+    Ingress(Box<ingress::Args>),
     /// Show what runs where on this node, how full the maps are, what was counted and what is wrong.
     Status(view::Args),
     /// Show the frontends (addresses and ports of Services) and the backends that they lead to.
@@ -44,6 +47,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Agent(args) => agent::run(*args),
+            Command::Ingress(args) => ingress::run(*args),
             Command::Status(args) => view::status(&args),
             Command::Services(args) => view::services(&args),
             Command::Flows(args) => view::flows(&args),
@@ -70,6 +74,11 @@ mod tests {
         let line = "fairway agent --node-name node1 --manifests examples --cluster-cidr 10.1.0.0/16,fd00:1::/48 \
                     --service-cidrs 10.96.0.0/16,fd00:96::/112 --nodeport-addresses primary \
                     --cgroup /sys/fs/cgroup --pin-dir /sys/fs/bpf/fairway-node1";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let line = "fairway ingress --manifests examples --service-cidrs 10.96.0.0/16 --http-address 127.0.0.1:8080 \
+                    --https-address none --proxy-protocol 192.0.2.0/24,2001:db8::/32 --trusted-proxies 192.0.2.0/24 \
+                    --publish-service fairway/ingress --default-tls-secret fairway/default --upstream endpoints \
+                    --access-log off --drain-delay 500ms --grace 1m";
         Cli::try_parse_from(line.split_whitespace()).unwrap();
         Cli::try_parse_from(["fairway", "flows", "-o", "json", "--pin-dir", "/sys/fs/bpf/x"]).unwrap();
     }

@@ -1,4 +1,4 @@
-//! The node agent and the command line of Fairway.
+//! The node agent, the Ingress controller and the command line of Fairway.
 
 pub mod agent;
 pub mod cli;

@@ -1,15 +1,13 @@
 //! `fairway agent`.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, ensure};
-use clap::ValueEnum;
 use ipnet::IpNet;
 use lb_common::abi::{Config, config_flags};
-use tracing_subscriber::EnvFilter;
 
+use super::log::Log;
 use crate::agent::{self, Listen, Origin, TelemetrySettings};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
 use crate::datapath::load::Drops;
@@ -190,28 +188,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Sizes::default().sockets, help_heading = "Sizes")]
     max_sockets: u32,
 
-    /// What is logged, such as `debug` or `fairway=debug,kube=info`.
-    #[arg(
-        long,
-        env = "FAIRWAY_LOG",
-        value_name = "FILTER",
-        default_value = "info",
-        help_heading = "Log"
-    )]
-    log: String,
-
-    /// How it is written.
-    #[arg(long, value_enum, default_value_t, help_heading = "Log")]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
+    #[command(flatten)]
+    log: Log,
 }
 
 #[derive(Clone, Debug)]
@@ -250,7 +228,7 @@ impl FromStr for PortRange {
 
 /// Runs the agent until it is told to end.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    log(&args)?;
+    args.log.start()?;
     let agent = args.settings()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -258,26 +236,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?
         .block_on(agent::run(agent))
-}
-
-fn log(args: &Args) -> anyhow::Result<()> {
-    // A bare level is meant for Fairway: libraries say much at it that helps nobody here. The client of the API says so
-    // each time that it is not answered, which Fairway says once.
-    let bare = !args.log.contains(['=', ',']);
-    let directives = if bare {
-        format!("warn,kube_client=off,fairway={}", args.log)
-    } else {
-        args.log.clone()
-    };
-    let filter = EnvFilter::try_new(directives).with_context(|| format!("understand --log {}", args.log))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
 }
 
 impl Args {

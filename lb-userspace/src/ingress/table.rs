@@ -126,6 +126,12 @@ impl Table {
         paths.unwrap_or(&self.any).route(path).or(self.default.as_ref())
     }
 
+    /// All routes, default backends included.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let paths = self.exact.values().chain(self.wildcard.values()).chain([&self.any]);
+        paths.flat_map(Paths::all).chain(&self.default)
+    }
+
     /// How many hosts are named.
     pub fn hosts(&self) -> usize {
         self.exact.len() + self.wildcard.len()
@@ -150,6 +156,10 @@ impl Paths {
         let ends = |length: &&usize| path.get(**length).map_or(path.len() == **length, |byte| *byte == b'/');
         let mut lengths = self.lengths.iter().filter(ends);
         lengths.find_map(|length| self.prefixes.get(path.get(..*length)?))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.exact.values().chain(self.prefixes.values()).chain(&self.default)
     }
 
     fn count(&self) -> usize {

@@ -5,7 +5,7 @@
 
 mod names;
 mod scrape;
-mod text;
+pub(crate) mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
