@@ -9,8 +9,8 @@
 //!
 //! Nothing is published before every kind has been listed completely, so no request is refused because half of the
 //! objects are missing. When the origin is lost nothing is published any more: what is known stays in force. A change
-//! that comes alone is published at once; while many come, as many as have arrived are taken together, and building takes
-//! at most a third of the time.
+//! that comes alone is published at once; while many come, those that have arrived are taken together, with a rest between
+//! two times.
 
 mod api;
 mod folder;
@@ -39,8 +39,10 @@ use crate::sources::kube::Access;
 
 /// How often everything is looked at again, since certificates expire without a word.
 const LOOK_AGAIN: Duration = Duration::from_secs(10 * 60);
-/// After building, the next building waits for so many times what it took.
+/// After building, the next building waits for so many times what it took ...
 const REST: u32 = 2;
+/// ... but no longer than this.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Changes on their way.
 const QUEUE: usize = 256;
 
@@ -130,6 +132,7 @@ pub async fn run(
         wanted,
         told: HashSet::new(),
         ours: HashSet::new(),
+        leaving: HashSet::new(),
     };
     publisher.run(inbox).await;
     Ok(())
@@ -147,6 +150,8 @@ struct Publisher {
     told: HashSet<Problem>,
     /// The Ingresses that were ours at the last time.
     ours: HashSet<ObjectKey>,
+    /// Those that were ours, are not any more, and still have our addresses in their status.
+    leaving: HashSet<ObjectKey>,
 }
 
 impl Publisher {
@@ -169,7 +174,7 @@ impl Publisher {
             }
             if self.state.complete() {
                 let took = self.publish();
-                rest_until = Instant::now() + took * REST;
+                rest_until = Instant::now() + (took * REST).min(LONGEST_REST);
             }
         }
     }
@@ -184,12 +189,11 @@ impl Publisher {
         let (hosts, routes) = (built.config.table.hosts(), built.config.table.routes());
         self.config.store(Arc::new(built.config));
         let took = began.elapsed();
-        if self.told.is_empty() && !*self.ready.borrow() {
-            info!(hosts, routes, "all objects are known, requests are served");
-        }
-        self.ready.send_replace(true);
         self.tell(&built.problems);
         self.observer.published(hosts, routes, &built.problems, took);
+        if !self.ready.send_replace(true) {
+            info!(hosts, routes, "all objects are known, requests are served");
+        }
         self.problems.send_if_modified(|known| {
             let new = *known != built.problems;
             *known = built.problems;
@@ -197,8 +201,14 @@ impl Publisher {
         });
         if let Some(service) = &self.source.publish_service {
             let service = self.state.objects.services.get(service);
-            let addresses = service.map(|service| service.addresses()).unwrap_or_default();
-            let wanted = status::Wanted::of(&self.state.objects, &built.ours, &self.ours, addresses);
+            let addresses = service.map(|service| service.addresses.to_vec()).unwrap_or_default();
+            let has_ours = |key: &ObjectKey| {
+                let ingress = self.state.objects.ingresses.get(key);
+                ingress.is_some_and(|ingress| *ingress.status == *addresses)
+            };
+            self.leaving.extend(self.ours.difference(&built.ours).cloned());
+            self.leaving.retain(|key| !built.ours.contains(key) && has_ours(key));
+            let wanted = status::Wanted::of(&self.state.objects, &built.ours, &self.leaving, &addresses);
             self.wanted.send_replace(wanted);
         }
         self.ours = built.ours;

@@ -45,25 +45,21 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// `ours` are the Ingresses that are served at `addresses`; of those `before`, which were ours, what still has our
-    /// addresses is cleared.
+    /// `ours` are the Ingresses that are served at `addresses`; the status of those that are `leaving` is cleared.
     pub(super) fn of(
         objects: &Objects,
         ours: &HashSet<ObjectKey>,
-        before: &HashSet<ObjectKey>,
-        addresses: Vec<Address>,
+        leaving: &HashSet<ObjectKey>,
+        addresses: &[Address],
     ) -> Self {
         let addresses: Arc<[Address]> = addresses.into();
-        let mut differing = BTreeMap::new();
-        for (key, ingress) in &objects.ingresses {
-            if ours.contains(key) {
-                if *ingress.status != *addresses {
-                    differing.insert(key.clone(), Arc::clone(&addresses));
-                }
-            } else if before.contains(key) && !addresses.is_empty() && *ingress.status == *addresses {
-                differing.insert(key.clone(), Arc::default());
+        let mut differing: BTreeMap<ObjectKey, Arc<[Address]>> = BTreeMap::new();
+        for (key, ingress) in objects.ingresses.iter().filter(|(key, _)| ours.contains(key)) {
+            if *ingress.status != *addresses {
+                differing.insert(key.clone(), Arc::clone(&addresses));
             }
         }
+        differing.extend(leaving.iter().map(|key| (key.clone(), Arc::default())));
         let mut ours: Vec<_> = ours.iter().cloned().collect();
         ours.sort_unstable();
         Self {
@@ -76,30 +72,31 @@ impl Wanted {
 
 /// Writes statuses to the API until the sender is gone.
 pub(super) async fn write_to_api(client: Client, mut wanted: watch::Receiver<Wanted>) {
+    // What was said of late, whether it was heard or not.
     let mut said: HashMap<ObjectKey, (Arc<[Address]>, Instant)> = HashMap::new();
     let mut refused = false;
     loop {
-        let differing = wanted.borrow_and_update().differing.clone();
-        let now = Instant::now();
-        said.retain(|_, (_, at)| now.duration_since(*at) < AGAIN);
-        let due = differing
+        let mut due = wanted.borrow_and_update().differing.clone();
+        said.retain(|_, (_, at)| at.elapsed() < AGAIN);
+        due.retain(|key, addresses| said.get(key).is_none_or(|(last, _)| last != addresses));
+        let writes: Vec<_> = due
             .iter()
-            .filter(|(key, addresses)| said.get(*key).is_none_or(|(last, _)| last != *addresses));
-        let writes = due.map(|(key, addresses)| write_one(&client, key, addresses));
-        let results: Vec<_> = futures::stream::iter(writes.collect::<Vec<_>>())
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
+            .map(|(key, addresses)| write_one(&client, key, addresses))
+            .collect();
+        let results: Vec<_> = futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let written = results.iter().filter(|result| **result == Written::Yes).count();
+        if written > 0 {
+            info!(ingresses = written, "the status of Ingresses is written");
+        }
         if results.contains(&Written::Refused) && !refused {
-            refused = true;
             warn!(
                 "the Kubernetes API refuses the status of Ingresses; the Ingress controller's ClusterRole needs patch of \
                  ingresses.networking.k8s.io/status"
             );
         }
-        refused &= !results.contains(&Written::Yes);
+        refused = results.contains(&Written::Refused) || (refused && written == 0);
         let now = Instant::now();
-        said.extend(differing.into_iter().map(|(key, addresses)| (key, (addresses, now))));
+        said.extend(due.into_iter().map(|(key, addresses)| (key, (addresses, now))));
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() {
                 return;
@@ -127,7 +124,7 @@ async fn write_one(client: &Client, key: &ObjectKey, addresses: &[Address]) -> W
     let patched = timeout(PATIENCE, api.patch_status(&key.name, &PatchParams::default(), &patch)).await;
     match patched {
         Ok(Ok(_)) => {
-            info!(ingress = %key, addresses = %Listed(addresses), "status written");
+            debug!(ingress = %key, addresses = %Listed(addresses), "status written");
             Written::Yes
         }
         Ok(Err(ApiError::Api(status))) if status.code == 404 => Written::Yes,

@@ -10,7 +10,8 @@ use crate::ingress::objects::{Ingress, Objects};
 struct Seen(Mutex<Vec<(usize, String)>>);
 
 impl Observer for Seen {
-    fn published(&self, hosts: usize, _routes: usize, problems: &[Problem], _took: Duration) {
+    fn published(&self, hosts: usize, _routes: usize, problems: &[Problem], took: Duration) {
+        println!("{hosts} hosts were built in {took:?}");
         self.0.lock().expect("nobody panicked").push((hosts, told(problems)));
     }
 }
@@ -64,6 +65,7 @@ fn publisher() -> Running {
         wanted,
         told: HashSet::new(),
         ours: HashSet::new(),
+        leaving: HashSet::new(),
     };
     tokio::spawn(publisher.run(inbox));
     Running {

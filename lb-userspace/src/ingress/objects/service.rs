@@ -21,8 +21,9 @@ pub struct Service {
     pub kind: ServiceKind,
     /// Its TCP ports.
     pub ports: Box<[ServicePort]>,
-    /// Where it is reached from outside: its load balancer's addresses, else its external IPs.
-    pub published: Box<[Address]>,
+    /// Where its clients reach it: at its load balancer's addresses, else its external IPs, else, if it is for nobody
+    /// outside, its ClusterIPs.
+    pub addresses: Box<[Address]>,
 }
 
 /// Where a Service is reached.
@@ -69,9 +70,9 @@ impl From<&core::Service> for Service {
                 meta.namespace.as_deref().unwrap_or_default(),
                 meta.name.as_deref().unwrap_or_default(),
             ),
-            kind,
             ports: spec.map(ports).unwrap_or_default(),
-            published: published(object),
+            addresses: addresses(object, &kind),
+            kind,
         }
     }
 }
@@ -89,27 +90,25 @@ fn ports(spec: &core::ServiceSpec) -> Box<[ServicePort]> {
     .collect()
 }
 
-fn published(object: &core::Service) -> Box<[Address]> {
+fn addresses(object: &core::Service, kind: &ServiceKind) -> Box<[Address]> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let entries = status.into_iter().flat_map(|status| status.ingress.iter().flatten());
-    let mut published: Vec<Address> = entries
+    let mut addresses: Vec<Address> = entries
         .filter_map(|entry| Address::read(entry.ip.as_deref(), entry.hostname.as_deref()))
         .collect();
-    if published.is_empty() {
-        let external = object.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
-        published.extend(external.filter_map(|ip| Address::read(Some(ip), None)));
+    let spec = object.spec.as_ref();
+    if addresses.is_empty() {
+        let external = spec.into_iter().flat_map(|spec| spec.external_ips.iter().flatten());
+        addresses.extend(external.filter_map(|ip| Address::read(Some(ip), None)));
     }
-    published.into()
-}
-
-impl Service {
-    /// Its addresses for clients: those of its load balancer, else its external IPs, else its ClusterIPs.
-    pub fn addresses(&self) -> Vec<Address> {
-        match &self.kind {
-            ServiceKind::ClusterIps(ips) if self.published.is_empty() => ips.iter().copied().map(Address::Ip).collect(),
-            _ => self.published.to_vec(),
-        }
+    let of_cluster = spec.is_some_and(|spec| matches!(spec.type_.as_deref(), None | Some("ClusterIP")));
+    if let ServiceKind::ClusterIps(ips) = kind
+        && addresses.is_empty()
+        && of_cluster
+    {
+        addresses.extend(ips.iter().copied().map(Address::Ip));
     }
+    addresses.into()
 }
 
 /// An EndpointSlice.

@@ -160,7 +160,7 @@ fn what_the_api_would_have_refused_is_left_out_with_a_word_and_the_rest_counts()
     let all = objects(
         "
 kind: Ingress
-metadata: {name: web, annotations: {nginx.ingress.kubernetes.io/rewrite-target: /, fairway.io/magic: on, team: shop}}
+metadata: {name: web, annotations: {nginx.ingress.kubernetes.io/rewrite-target: /, fairway.io/magic: 'yes', team: shop}}
 spec:
   tls:
   - {hosts: [good.example.com, Bad.example.com], secretName: cert}
@@ -204,7 +204,7 @@ fn addresses_for_clients_are_those_of_the_load_balancer_then_external_ips_then_c
         let all = objects(&format!(
             "kind: Service\nmetadata: {{name: web}}\nspec: {spec}\nstatus: {status}"
         ));
-        let addresses = all.services.values().next().expect("there is one").addresses();
+        let addresses = all.services.values().next().expect("there is one").addresses.clone();
         addresses
             .iter()
             .map(|address| format!("{address:?}"))
@@ -225,4 +225,6 @@ fn addresses_for_clients_are_those_of_the_load_balancer_then_external_ips_then_c
         "Ip(10.96.0.1) Ip(fd00::1)"
     );
     assert_eq!(service("{clusterIP: None}", "{}"), "");
+    let pending = "{type: LoadBalancer, clusterIPs: [10.96.0.1]}";
+    assert_eq!(service(pending, "{}"), "", "it waits for its addresses");
 }

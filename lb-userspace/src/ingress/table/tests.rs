@@ -21,7 +21,7 @@ fn built(yaml: &str, upstream: Upstream) -> Built {
 
 /// Manifests of an Ingress with these rules: host, then path type, path and Service; a `default` is the default backend.
 fn ingress(name: &str, created: &str, rules: &[&str]) -> String {
-    let mut yaml =
+    let yaml =
         format!("---\nkind: Ingress\nmetadata: {{name: {name}, creationTimestamp: '{created}T00:00:00Z'}}\nspec:\n");
     let backend = |service: &str| format!("{{service: {{name: {service}, port: {{number: 80}}}}}}");
     let (mut default, mut listed) = (String::new(), String::new());
