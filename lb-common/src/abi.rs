@@ -9,11 +9,13 @@
 //! A change of any layout changes [`LAYOUT_VERSION`], which is part of the pin directory's name.
 
 mod address;
+mod announce;
 mod connection;
 mod counters;
 mod service;
 
 pub use address::{Addr4, Addr6, Address, Family, Mac, Port, V4, V6};
+pub use announce::{Announced, AnnouncedKey};
 pub use connection::{
     Connection, DatagramKey, DatagramPorts, Direction, Peer, SocketKey, Tuple, conn_flags, socket_side, tcp_state,
 };

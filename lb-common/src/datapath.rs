@@ -27,9 +27,11 @@
 //! | [`select`] | session affinity, Maglev |
 //! | [`rewrite`] | addresses, ports, checksums, link addresses |
 //! | [`icmp`] | ICMP errors about known connections |
+//! | [`announce`] | answers to ARP and NDP for announced addresses |
 //! | [`reject`] | ICMP port unreachable |
 //! | [`socket`] | the same answers when a socket connects or sends |
 
+pub mod announce;
 pub mod connection;
 pub mod fragment;
 pub mod frontend;
@@ -73,6 +75,9 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
     match parse::link(packet) {
         Some(link) if link.ethertype == ethertype::IPV4 => pass::<V4, P, E>(packet, env, &link),
         Some(link) if link.ethertype == ethertype::IPV6 => pass::<V6, P, E>(packet, env, &link),
+        Some(link) if announce::is_heard::<P>() && link.ethertype == ethertype::ARP => {
+            end::<P, E>(env, announce::who_has(packet, env))
+        }
         _ => {
             env.count(P::HOOK, Outcome::NotOurs);
             Verdict::Pass
@@ -119,6 +124,9 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Li
         },
         _ => walk_apart::<F, P, E>(packet, env),
     };
+    if step == Ok(Progress::NoPorts) && F::IS_V6 && announce::is_heard::<P>() {
+        step = announce::solicited(packet, env);
+    }
     // XDP leaves it to TC.
     if step == Ok(Progress::NoPorts) && !matches!(P::HOOK, Hook::Xdp) {
         step = icmp::translate::<F, P, E>(packet, env);
@@ -142,6 +150,12 @@ fn pass<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E, link: &Li
             Err(reason) => Err(reason),
         };
     }
+    end::<P, E>(env, step)
+}
+
+/// Where all paths end.
+#[inline(always)]
+fn end<P: Packet, E: Env>(env: &E, step: Step) -> Verdict {
     match step {
         Ok(Progress::Done(verdict)) => verdict,
         Ok(Progress::Open | Progress::NoPorts) => Verdict::Pass,

@@ -6,8 +6,8 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Adjacency, AffinityEntry, AffinityKey, Backend, Config, Connection, DatagramKey, DatagramPorts, DropReason, Family,
-    Frontend, FrontendKey, Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
+    Adjacency, AffinityEntry, AffinityKey, Announced, AnnouncedKey, Backend, Config, Connection, DatagramKey,
+    DatagramPorts, DropReason, Family, Frontend, FrontendKey, Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
 use crate::datapath::connection::Opening;
 use crate::datapath::{Ip, Translation};
@@ -33,6 +33,9 @@ pub trait Packet {
         number
     }
 
+    /// Whether the packet has a VLAN tag beside its bytes, where the kernel or the device has put it.
+    fn is_tagged_beside(&self) -> bool;
+
     /// The EtherType, of packets without an Ethernet header.
     fn ethertype(&self) -> crate::wire::Be16;
 
@@ -57,6 +60,9 @@ pub trait Packet {
     /// Makes room for headers in front of the IP header, of `room` bytes, and cuts the packet after the first
     /// `keep` bytes that follow the link header. Offsets found before are void.
     fn open(&mut self, keep: u32, room: u32) -> Option<()>;
+
+    /// Makes the packet `len` bytes long, link header included: cuts its end, or adds zeros to it.
+    fn resize(&mut self, len: u32) -> Option<()>;
 }
 
 /// An entry of the connection table that was found.
@@ -180,6 +186,9 @@ pub trait Tables<F: Family> {
     /// Whether an address lies in a Service CIDR.
     fn is_service_address(&self, address: &F::Addr) -> bool;
 
+    /// What is announced of an address on a device.
+    fn announced(&self, key: &AnnouncedKey<F::Addr>) -> Option<Announced>;
+
     /// The frontend that a socket believes to talk to.
     fn peer(&self, key: &SocketKey<F::Addr>) -> Option<Peer<F::Addr>>;
     /// Notes the frontend that a socket believes to talk to. May fail silently.
@@ -192,6 +201,10 @@ pub trait Env: Tables<V4> + Tables<V6> {
     fn config(&self) -> Config;
     /// Now, in jiffies, low 32 bits.
     fn now(&self) -> u32;
+    /// Now, in nanoseconds since the machine was started, time asleep included.
+    fn now_ns(&self) -> u64;
+    /// Until when announced addresses are answered for, on that clock.
+    fn announce_until_ns(&self) -> u64;
     /// A number that a client cannot foresee.
     fn random(&self) -> u32;
     /// The classes of addresses in a bucket of the filter, see [`crate::abi::address_class`].

@@ -52,6 +52,8 @@ pub mod ethertype {
     use super::Be16;
     /// IPv4.
     pub const IPV4: Be16 = Be16::new(0x0800);
+    /// ARP.
+    pub const ARP: Be16 = Be16::new(0x0806);
     /// IPv6.
     pub const IPV6: Be16 = Be16::new(0x86dd);
     /// IEEE 802.1Q tag.
@@ -293,6 +295,90 @@ pub struct Icmp {
     pub rest: [u8; 4],
 }
 
+/// ARP message about IPv4 over Ethernet (RFC 826). Its addresses lie unaligned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Arp {
+    /// What is asked for: the first 6 bytes say that it is link addresses of Ethernet for IPv4, see [`Arp::KIND`].
+    pub kind: [u8; 6],
+    /// See [`arp_operation`].
+    pub operation: Be16,
+    /// Link address of the sender.
+    pub sender_mac: Mac,
+    /// The sender; zero if it has no address yet.
+    pub sender: [u8; 4],
+    /// Link address of whom it is about, in a reply.
+    pub target_mac: Mac,
+    /// Whom it is about.
+    pub target: [u8; 4],
+}
+
+impl Arp {
+    /// Hardware type 1 (Ethernet), protocol type 0x0800 (IPv4), 6 and 4 bytes in an address.
+    pub const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
+}
+
+/// Operations of [`Arp`].
+pub mod arp_operation {
+    use super::Be16;
+    /// Who has it?
+    pub const REQUEST: Be16 = Be16::new(1);
+    /// I have.
+    pub const REPLY: Be16 = Be16::new(2);
+}
+
+/// Neighbour solicitation or advertisement (RFC 4861 sections 4.3 and 4.4), before its options.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Neighbour {
+    /// See [`neighbour_kind`].
+    pub kind: u8,
+    /// Zero.
+    pub code: u8,
+    /// Checksum.
+    pub check: Be16,
+    /// Advertisements: router, solicited, override in the upper three bits of the first byte.
+    pub flags: [u8; 4],
+    /// Whom it is about.
+    pub target: Addr6,
+}
+
+/// ICMPv6 types of [`Neighbour`].
+pub mod neighbour_kind {
+    /// Who has it?
+    pub const SOLICITATION: u8 = 135;
+    /// I have.
+    pub const ADVERTISEMENT: u8 = 136;
+}
+
+/// First bytes of an option of neighbour discovery.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NeighbourOption {
+    /// See [`neighbour_option`].
+    pub kind: u8,
+    /// Length with these bytes, in units of 8.
+    pub length: u8,
+}
+
+/// An option of neighbour discovery that tells a link address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LinkAddress {
+    /// What it is.
+    pub option: NeighbourOption,
+    /// The link address.
+    pub mac: Mac,
+}
+
+/// Types of [`LinkAddress`].
+pub mod neighbour_option {
+    /// Of the sender.
+    pub const SOURCE: u8 = 1;
+    /// Of the target.
+    pub const TARGET: u8 = 2;
+}
+
 /// Offset of the checksum in a TCP header.
 pub const TCP_CHECK_OFFSET: u32 = 16;
 /// Offset of the checksum in a UDP header.
@@ -301,5 +387,6 @@ pub const UDP_CHECK_OFFSET: u32 = 6;
 const _: () = {
     assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40);
     assert!(size_of::<Tcp>() == 18 && size_of::<Udp>() == 8 && size_of::<Icmp>() == 8);
+    assert!(size_of::<Arp>() == 28 && size_of::<Neighbour>() == 24 && size_of::<LinkAddress>() == 8);
     assert!(size_of::<Sctp>() == 12 && size_of::<SctpChunk>() == 4);
 };

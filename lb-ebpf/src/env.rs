@@ -1,18 +1,20 @@
 //! The environment of the packet logic, on the maps.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::abi::{
-    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, DatagramKey, DatagramPorts,
-    DropReason, Family, Frontend, FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple, V4, V6,
+    Adjacency, AffinityEntry, AffinityKey, AffinityMember, Announced, AnnouncedKey, Backend, Config, Connection,
+    DatagramKey, DatagramPorts, DropReason, Family, Frontend, FrontendKey, Hook, Mac, Outcome, Peer, SocketKey, Tuple,
+    V4, V6,
 };
 use lb_common::datapath::connection::{self, Opening};
 use lb_common::datapath::icmp;
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
 use crate::maps::{
-    AFFINITY_MEMBERS, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, POD_DEVICES, SourceRange, address_bits,
+    AFFINITY_MEMBERS, ANNOUNCE_UNTIL, CONFIG, COUNTERS, FILTER, MAGLEV, Maps, NODE_PORTS, POD_DEVICES, SourceRange,
+    address_bits,
 };
 
 const EEXIST: i32 = -17;
@@ -220,6 +222,12 @@ impl<F: Maps + Open> Tables<F> for Kernel {
     }
 
     #[inline(always)]
+    fn announced(&self, key: &AnnouncedKey<F::Addr>) -> Option<Announced> {
+        // SAFETY: the value is copied at once. The map is not preallocated, so it is not reused meanwhile.
+        unsafe { F::announced().get(key) }.copied()
+    }
+
+    #[inline(always)]
     fn peer(&self, key: &SocketKey<F::Addr>) -> Option<Peer<F::Addr>> {
         // SAFETY: the value is copied at once.
         unsafe { F::sockets().get(key) }.copied()
@@ -241,6 +249,17 @@ impl Env for Kernel {
     fn now(&self) -> u32 {
         // SAFETY: the helper takes nothing and returns a number.
         (unsafe { bpf_jiffies64() }) as u32
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes nothing and returns a number.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn announce_until_ns(&self) -> u64 {
+        ANNOUNCE_UNTIL.get(0).copied().unwrap_or(0)
     }
 
     #[inline(always)]

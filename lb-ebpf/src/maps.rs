@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use lb_common::abi::{
-    Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, COUNTER_SLOTS, Config,
-    Connection, DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey, NODE_PORT_BITMAP_BYTES, Peer,
-    SocketKey, Tuple, V4, V6,
+    Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Announced, AnnouncedKey, Backend,
+    COUNTER_SLOTS, Config, Connection, DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey,
+    NODE_PORT_BITMAP_BYTES, Peer, SocketKey, Tuple, V4, V6,
 };
 use lb_common::datapath::Ip;
 use lb_common::env::Draft;
@@ -21,6 +21,7 @@ const MOST_PREFIXES: u32 = 1 << 14;
 const MOST_SOCKETS: u32 = 1 << 16;
 const MOST_DEVICES: u32 = 1 << 14;
 const MOST_DATAGRAMS: u32 = 1 << 14;
+const MOST_ANNOUNCED: u32 = 1 << 14;
 
 /// What follows the prefix length in the keys of `SOURCE_RANGES`, see `lb_common::abi::SourceRangeKey`.
 #[repr(C)]
@@ -103,6 +104,18 @@ static DATAGRAMS_V4: LruHashMap<DatagramKey<Addr4>, DatagramPorts> = LruHashMap:
 #[map]
 static DATAGRAMS_V6: LruHashMap<DatagramKey<Addr6>, DatagramPorts> = LruHashMap::with_max_entries(MOST_DATAGRAMS, 0);
 
+/// Address and device -> the link address that requests for it are answered with.
+#[map]
+static ANNOUNCED_V4: HashMap<AnnouncedKey<Addr4>, Announced> =
+    HashMap::with_max_entries(MOST_ANNOUNCED, BPF_F_NO_PREALLOC);
+#[map]
+static ANNOUNCED_V6: HashMap<AnnouncedKey<Addr6>, Announced> =
+    HashMap::with_max_entries(MOST_ANNOUNCED, BPF_F_NO_PREALLOC);
+
+/// One value: until when they are answered, nanoseconds since the machine was started.
+#[map]
+pub static ANNOUNCE_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
+
 /// One value: what the agent tells the programs.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -157,6 +170,7 @@ pub trait Maps: Ip {
     fn source_ranges() -> &'static LpmTrie<SourceRange<Self::Addr>, u32>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, Peer<Self::Addr>>;
     fn datagrams() -> &'static LruHashMap<DatagramKey<Self::Addr>, DatagramPorts>;
+    fn announced() -> &'static HashMap<AnnouncedKey<Self::Addr>, Announced>;
     fn drafts() -> &'static PerCpuArray<Draft<Self::Addr>>;
 }
 
@@ -182,6 +196,7 @@ maps_of! { V4, Addr4,
     source_ranges: LpmTrie<SourceRange<Addr4>, u32> = SOURCE_RANGES_V4;
     sockets: LruHashMap<SocketKey<Addr4>, Peer<Addr4>> = SOCKETS_V4;
     datagrams: LruHashMap<DatagramKey<Addr4>, DatagramPorts> = DATAGRAMS_V4;
+    announced: HashMap<AnnouncedKey<Addr4>, Announced> = ANNOUNCED_V4;
     drafts: PerCpuArray<Draft<Addr4>> = DRAFTS_V4;
 }
 
@@ -196,6 +211,7 @@ maps_of! { V6, Addr6,
     source_ranges: LpmTrie<SourceRange<Addr6>, u32> = SOURCE_RANGES_V6;
     sockets: LruHashMap<SocketKey<Addr6>, Peer<Addr6>> = SOCKETS_V6;
     datagrams: LruHashMap<DatagramKey<Addr6>, DatagramPorts> = DATAGRAMS_V6;
+    announced: HashMap<AnnouncedKey<Addr6>, Announced> = ANNOUNCED_V6;
     drafts: PerCpuArray<Draft<Addr6>> = DRAFTS_V6;
 }
 

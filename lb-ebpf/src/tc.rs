@@ -107,6 +107,12 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
     }
 
     #[inline(always)]
+    fn is_tagged_beside(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
     fn ethertype(&self) -> Be16 {
         // SAFETY: as above; the field holds the EtherType in network order.
         Be16::from_raw(unsafe { (*self.skb).protocol } as u16)
@@ -189,6 +195,13 @@ impl<const EGRESS: bool, const ETHERNET: bool> Packet for TcPacket<EGRESS, ETHER
         }
         // SAFETY: as above.
         let code = unsafe { bpf_skb_adjust_room(self.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) };
+        if code == 0 { Some(()) } else { None }
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the helper checks what it is asked for.
+        let code = unsafe { bpf_skb_change_tail(self.skb, len, 0) };
         if code == 0 { Some(()) } else { None }
     }
 }

@@ -55,6 +55,11 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn is_tagged_beside(&self) -> bool {
+        false // Drivers that strip tags do not tell programs of this kind.
+    }
+
+    #[inline(always)]
     fn ethertype(&self) -> Be16 {
         Be16::default()
     }
@@ -80,6 +85,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn open(&mut self, _keep: u32, _room: u32) -> Option<()> {
         None // ICMP messages are made in TC.
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, _len: u32) -> Option<()> {
+        None // Addresses are announced in TC.
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the kernel offers and no crate wraps: batched map calls, memory-mapped arrays, replacing the program of
-//! a link, and a few numbers. All `unsafe` of the agent is in this file.
+//! a link, frames from a packet socket, and a few numbers. All `unsafe` of the agent is in this file.
 //!
 //! The functions take and give file descriptors and plain values; what they mean is said by their callers.
 
@@ -14,8 +14,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use lb_common::abi::{
-    Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection, Frontend, FrontendKey,
-    LpmKey, Peer, SocketKey, SourceRangeKey, Tuple,
+    Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Announced, AnnouncedKey, Backend, Config,
+    Connection, Frontend, FrontendKey, LpmKey, Peer, SocketKey, SourceRangeKey, Tuple,
 };
 
 /// A type that may be copied to and from the kernel as bytes.
@@ -40,7 +40,7 @@ macro_rules! plain_by_address {
     };
 }
 
-plain!(u8, u32, u64, Frontend, AffinityEntry, AffinityMember, Config);
+plain!(u8, u32, u64, Frontend, AffinityEntry, AffinityMember, Announced, Config);
 plain_by_address!(
     Tuple,
     Connection,
@@ -48,6 +48,7 @@ plain_by_address!(
     Backend,
     Adjacency,
     AffinityKey,
+    AnnouncedKey,
     LpmKey,
     SourceRangeKey,
     SocketKey,
@@ -623,10 +624,52 @@ pub fn hz() -> u32 {
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`: as the monotonic clock, but it goes on while the machine sleeps.
+pub fn boot_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec of our own.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Sends a frame, link header included, out of a device. Needs the capability `CAP_NET_RAW`.
+pub fn send_frame(ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    // No protocol: the socket is for sending, and receives nothing.
+    // SAFETY: no pointers involved.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor, which nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: a struct of integers, for which zeros are values.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
+    to.sll_ifindex = libc::c_int::try_from(ifindex).unwrap_or_default();
+    let len = libc::socklen_t::try_from(size_of_val(&to)).unwrap_or_default();
+    // SAFETY: `frame` and `to` are readable for the lengths that are given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            libc::MSG_DONTWAIT,
+            std::ptr::from_ref(&to).cast(),
+            len,
+        )
+    };
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Lifts the limit of locked memory, which kernels before 5.11 charge maps to. Best effort.

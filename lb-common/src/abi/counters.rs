@@ -53,6 +53,10 @@ pub enum Outcome {
     Rejected,
     /// Dropped.
     Dropped(DropReason),
+    /// An ARP request or a neighbour solicitation for an announced address: answered.
+    Answered,
+    /// The same, left as it came: the time has passed for which the agent was sure that it is this node's to answer.
+    Lapsed,
 }
 
 /// Slots per hook in `COUNTERS`, an array per CPU of 64-bit packet counts.
@@ -64,7 +68,7 @@ pub const COUNTER_SLOTS: u32 = 4 * SLOTS_PER_HOOK;
 
 impl Outcome {
     /// Every outcome there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NotOurs,
         Self::Translated,
         Self::Forwarded,
@@ -78,6 +82,8 @@ impl Outcome {
         Self::Dropped(DropReason::NoMasqueradeAddress),
         Self::Dropped(DropReason::Malformed),
         Self::Dropped(DropReason::NoBackend),
+        Self::Answered,
+        Self::Lapsed,
     ];
 
     /// Index of its count in `COUNTERS`.
@@ -89,6 +95,8 @@ impl Outcome {
             Self::Forwarded => 2,
             Self::Connection => 3,
             Self::Rejected => 4,
+            Self::Answered => 5,
+            Self::Lapsed => 6,
             Self::Dropped(reason) => FIRST_DROP_SLOT.wrapping_add(reason as u32),
         };
         (hook as u32).wrapping_mul(SLOTS_PER_HOOK).wrapping_add(outcome)
@@ -102,6 +110,8 @@ impl Outcome {
             Self::Forwarded => "forwarded",
             Self::Connection => "connection",
             Self::Rejected => "rejected",
+            Self::Answered => "answered",
+            Self::Lapsed => "lapsed",
             Self::Dropped(DropReason::NoLocalEndpoint) => "drop_no_local_endpoint",
             Self::Dropped(DropReason::SourceRange) => "drop_source_range",
             Self::Dropped(DropReason::UnassignedServiceAddress) => "drop_unassigned_service_address",

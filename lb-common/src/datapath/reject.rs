@@ -129,8 +129,9 @@ fn icmp_start(icmp: &Icmp) -> u64 {
     u64::from(u16::from_ne_bytes([icmp.kind, icmp.code]))
 }
 
+/// The sum of two addresses.
 #[inline(always)]
-fn addresses<A: Address>(src: &A, dst: &A) -> u64 {
+pub(super) fn addresses<A: Address>(src: &A, dst: &A) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
     [b, c, d, e, f, g, h]
         .iter()

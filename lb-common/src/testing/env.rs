@@ -10,9 +10,9 @@ use std::vec::Vec;
 
 use super::Cast;
 use crate::abi::{
-    Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, Config, Connection,
-    DatagramKey, DatagramPorts, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Peer, Port, SocketKey,
-    SourceRangeKey, Tuple,
+    Addr4, Addr6, Address, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Announced, AnnouncedKey, Backend,
+    Config, Connection, DatagramKey, DatagramPorts, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome,
+    Peer, Port, SocketKey, SourceRangeKey, Tuple,
 };
 use crate::datapath::connection::{self, Opening};
 use crate::datapath::icmp;
@@ -25,6 +25,10 @@ pub struct World {
     pub config: Config,
     /// Jiffies.
     pub now: u32,
+    /// Nanoseconds since the machine was started.
+    pub now_ns: u64,
+    /// `ANNOUNCE_UNTIL`.
+    pub announce_until_ns: u64,
     /// `FILTER`: bucket -> classes; buckets that are not here have none.
     pub filter: BTreeMap<u32, u8>,
     /// `NODE_PORTS`, in host order.
@@ -68,6 +72,8 @@ pub struct FamilyMaps<A: Eq + core::hash::Hash> {
     pub sockets: HashMap<SocketKey<A>, Peer<A>>,
     /// `DATAGRAMS`.
     pub datagrams: HashMap<DatagramKey<A>, DatagramPorts>,
+    /// `ANNOUNCED`.
+    pub announced: HashMap<AnnouncedKey<A>, Announced>,
 }
 
 impl<A: Eq + core::hash::Hash> Default for FamilyMaps<A> {
@@ -84,6 +90,7 @@ impl<A: Eq + core::hash::Hash> Default for FamilyMaps<A> {
             source_ranges: Vec::new(),
             sockets: HashMap::new(),
             datagrams: HashMap::new(),
+            announced: HashMap::new(),
         }
     }
 }
@@ -365,6 +372,10 @@ impl<F: Cast> Tables<F> for FakeEnv {
             .any(|cidr| is_within(address, &cidr.addr, cidr.prefix_len))
     }
 
+    fn announced(&self, key: &AnnouncedKey<F::Addr>) -> Option<Announced> {
+        F::maps(&self.world.borrow()).announced.get(key).copied()
+    }
+
     fn peer(&self, key: &SocketKey<F::Addr>) -> Option<Peer<F::Addr>> {
         F::maps(&self.world.borrow()).sockets.get(key).copied()
     }
@@ -381,6 +392,14 @@ impl Env for FakeEnv {
 
     fn now(&self) -> u32 {
         self.world.borrow().now
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.world.borrow().now_ns
+    }
+
+    fn announce_until_ns(&self) -> u64 {
+        self.world.borrow().announce_until_ns
     }
 
     fn random(&self) -> u32 {

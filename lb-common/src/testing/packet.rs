@@ -68,6 +68,10 @@ impl<const HOOK: u8, const ETHERNET: bool> Packet for FakePacket<HOOK, ETHERNET>
         self.aim = ifindex;
     }
 
+    fn is_tagged_beside(&self) -> bool {
+        false
+    }
+
     fn ethertype(&self) -> Be16 {
         self.ethertype
     }
@@ -103,6 +107,14 @@ impl<const HOOK: u8, const ETHERNET: bool> Packet for FakePacket<HOOK, ETHERNET>
         }
         let headers = core::iter::repeat_n(0, room as usize);
         self.bytes.splice(link..link, headers);
+        Some(())
+    }
+
+    fn resize(&mut self, len: u32) -> Option<()> {
+        if HOOK == Hook::Xdp as u8 || self.is_rigid {
+            return None;
+        }
+        self.bytes.resize(len as usize, 0);
         Some(())
     }
 }

@@ -13,10 +13,12 @@
 //! | [`fragments`] | datagrams in fragments, which have ports in the first only |
 //! | [`sctp`] | SCTP, on every hook |
 //! | [`icmp`] | ICMP errors about known connections |
+//! | [`announce`] | ARP and NDP for announced addresses |
 //! | [`node`] | processes of the node whose sockets were not translated |
 //! | [`socket`] | sockets |
 
 mod affinity;
+mod announce;
 mod fast_path;
 mod foreign;
 mod forward;
@@ -75,6 +77,7 @@ fn of<F: Cast>() -> Vec<Scenario> {
         fragments::scenarios::<F>(),
         sctp::scenarios::<F>(),
         icmp::scenarios::<F>(),
+        announce::scenarios::<F>(),
         node::scenarios::<F>(),
         socket::scenarios::<F>(),
     ]

@@ -301,6 +301,20 @@ impl<F: Cast> Scene<F> {
         self.counted(&[Outcome::Rejected])
     }
 
+    /// It must be answered with these bytes, as a request for an announced address.
+    #[must_use]
+    pub fn answered_with(mut self, bytes: Vec<u8>) -> Self {
+        self.output = Some(Output::packet(Verdict::Reflect, bytes, 0));
+        self.counted(&[Outcome::Answered])
+    }
+
+    /// It must leave exactly as it came, since the node may not answer any more.
+    #[must_use]
+    pub fn lapsed(mut self) -> Self {
+        self.output = Some(Output::packet(Verdict::Pass, self.bytes.clone(), 0));
+        self.counted(&[Outcome::Lapsed])
+    }
+
     /// It must be dropped.
     #[must_use]
     pub fn dropped(mut self, reason: DropReason) -> Self {

@@ -1,9 +1,9 @@
 //! Which maps there are, and how large: the one table that loading, checking pins and status go by.
 
 use lb_common::abi::{
-    Addr4, Addr6, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Backend, COUNTER_SLOTS, Config, Connection,
-    DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey, LpmKey, NODE_PORT_BITMAP_BYTES, Peer, SocketKey,
-    SourceRangeKey, Tuple,
+    Addr4, Addr6, Adjacency, AffinityEntry, AffinityKey, AffinityMember, Announced, AnnouncedKey, Backend,
+    COUNTER_SLOTS, Config, Connection, DatagramKey, DatagramPorts, FILTER_BUCKETS, Frontend, FrontendKey, LpmKey,
+    NODE_PORT_BITMAP_BYTES, Peer, SocketKey, SourceRangeKey, Tuple,
 };
 
 /// A map of the data path.
@@ -81,6 +81,9 @@ pub const ADJACENCIES: u32 = 1 << 16;
 /// Datagrams in fragments of each family: as many as may be on their way through the node at once.
 const DATAGRAMS: u32 = 1 << 14;
 
+/// Announced addresses of each family, each once for every device.
+const ANNOUNCED: u32 = 1 << 14;
+
 impl Sizes {
     /// The table of maps at these sizes.
     pub fn maps(&self) -> Vec<MapSpec> {
@@ -116,6 +119,9 @@ impl Sizes {
             spec::<DatagramKey<Addr4>, DatagramPorts>("DATAGRAMS_V4", LruHash, DATAGRAMS, ""),
             spec::<DatagramKey<Addr6>, DatagramPorts>("DATAGRAMS_V6", LruHash, DATAGRAMS, ""),
             spec::<u32, u64>("CLOCK", Array, 1, ""),
+            spec::<AnnouncedKey<Addr4>, Announced>("ANNOUNCED_V4", Hash, ANNOUNCED, ""),
+            spec::<AnnouncedKey<Addr6>, Announced>("ANNOUNCED_V6", Hash, ANNOUNCED, ""),
+            spec::<u32, u64>("ANNOUNCE_UNTIL", Array, 1, ""),
         ]
     }
 }

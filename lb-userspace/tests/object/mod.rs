@@ -185,6 +185,9 @@ impl Object {
                 .set(0, Plain(*filter), 0)?;
             self.filter = Some(world.filter.clone());
         }
+        let until = world.announce_until_ns.wrapping_sub(world.now_ns);
+        let until = fairway::sys::boot_ns().saturating_add_signed(until.cast_signed());
+        self.array("ANNOUNCE_UNTIL")?.set(0, Plain(until), 0)?;
         let mut ports = [0u8; NODE_PORT_BITMAP_BYTES];
         for port in &world.node_ports {
             ports[usize::from(port >> 3)] |= 1 << (port & 7);
@@ -226,6 +229,7 @@ impl Object {
         self.set_hash(&format!("AFFINITY_{family}"), &affinity)?;
         self.set_hash(&format!("DATAGRAMS_{family}"), &maps.datagrams)?;
         self.set_hash(&format!("FRONTENDS_{family}"), &maps.frontends)?;
+        self.set_hash(&format!("ANNOUNCED_{family}"), &maps.announced)?;
         let mut backends = self.array(&format!("BACKENDS_{family}"))?;
         for id in 0..32 {
             backends.set(id, Plain(maps.backends.get(&id).copied().unwrap_or_default()), 0)?;
