@@ -6,15 +6,18 @@
 //!   clocks ─ audit, next hops ─► │      │ ─ adjacencies, next hops kept resolved
 //!   socket ─ GET /state ───────► └──────┘
 //!   a thread of its own: removes connections that are over
+//!   another: announces addresses (crate::announce)
 //! ```
 //!
 //! Nothing is undone at the end: programs and maps stay pinned, and traffic goes on. The next agent takes over.
 
+mod announcing;
 mod collector;
 mod lock;
 mod retry;
 mod telemetry;
 
+pub use announcing::Settings as AnnounceSettings;
 pub use telemetry::{Listen, Settings as TelemetrySettings};
 
 use std::collections::{BTreeSet, HashMap};
@@ -45,6 +48,7 @@ use crate::netlink::{self, Kind, Watcher, network::Network};
 use crate::observe::state::{self, ServicePort, State};
 use crate::reconcile::{NODE_FLAGS, Reconciler, Report};
 use crate::sources::{Event, kube, manifests};
+use announcing::Announcing;
 use collector::Collector;
 use retry::Retry;
 use telemetry::Telemetry;
@@ -75,6 +79,8 @@ pub struct Settings {
     pub sizes: Sizes,
     /// What is told of dropped packets.
     pub drops: Drops,
+    /// How addresses are announced; `None`: this node announces none.
+    pub announce: Option<AnnounceSettings>,
     /// Where health and metrics are told.
     pub telemetry: TelemetrySettings,
 }
@@ -122,6 +128,7 @@ struct Agent {
     reconciler: Reconciler<BpfMaps, Table>,
     collector: Collector,
     telemetry: Telemetry,
+    announcing: Announcing,
     /// When next hops were asked for last.
     asked: HashMap<(u32, IpAddr), Instant>,
     waiting: bool,
@@ -144,6 +151,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         hooks,
         sizes,
         drops,
+        announce,
         telemetry,
     } = settings;
     probe::privilege()?;
@@ -160,7 +168,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     write_config(&pins, &node.datapath)?;
     let attacher = Attacher::new(ebpf, pins.clone(), hooks);
-    let mut agent = Agent::start(attacher, &pins, node, &origin, &telemetry).await?;
+    let announcing = Announcing::start(announce.as_ref(), &node.node_name, &origin, &pins)?;
+    let mut agent = Agent::start(attacher, &pins, node, &origin, &telemetry, announcing).await?;
     agent.started = started;
     info!(after_ms = millis(started), "the data path is loaded and attached");
 
@@ -193,6 +202,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 source = self::source(&origin, &events, SOURCE_AGAIN);
             }
+            () = agent.announcing.changed() => agent.announced(),
             () = agent.retry.due() => agent.reconcile().await,
             _ = audit.tick() => agent.audit().await,
             _ = resolve.tick() => agent.resolve(true).await,
@@ -205,6 +215,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    agent.announcing.stop().await;
     info!("ending; programs and connections stay, `fairway cleanup` removes them");
     Ok(())
 }
@@ -258,6 +269,7 @@ impl Agent {
         node: desired::Settings,
         origin: &Origin,
         telemetry: &TelemetrySettings,
+        announcing: Announcing,
     ) -> anyhow::Result<Self> {
         let watcher = Watcher::subscribe()?;
         let mut network = Network::default();
@@ -301,6 +313,7 @@ impl Agent {
             reconciler,
             collector,
             telemetry,
+            announcing,
             asked: HashMap::new(),
             waiting: true,
             problems: Vec::new(),
@@ -311,6 +324,7 @@ impl Agent {
 
     fn take(&mut self, event: Event) {
         self.telemetry.heard(&event);
+        self.announcing.take(&event);
         self.reconciler.take(event);
     }
 
@@ -320,6 +334,18 @@ impl Agent {
         if self.telemetry.listen_again(&self.reconciler) {
             self.tell_problems();
         }
+        self.measure_announcing();
+    }
+
+    /// Something else is announced, or wrong with announcing.
+    fn announced(&mut self) {
+        self.measure_announcing();
+        self.tell_problems();
+    }
+
+    fn measure_announcing(&self) {
+        let counts = self.announcing.counts();
+        self.telemetry.announced(&self.announcing.announcements(), counts);
     }
 
     async fn reconcile(&mut self) {
@@ -340,8 +366,17 @@ impl Agent {
         if report.flows_to_cut {
             self.collector.cut_now();
         }
+        self.announce();
         self.tell_problems();
         self.resolve(false).await;
+    }
+
+    /// Says what is to be announced, once all objects are known.
+    fn announce(&mut self) {
+        if !self.waiting {
+            let attached = self.attacher.attached();
+            self.announcing.wish(&self.reconciler, &self.network, &attached);
+        }
     }
 
     fn done(&mut self, report: &Report, what: &'static str) {
@@ -358,6 +393,7 @@ impl Agent {
     fn tell_problems(&mut self) {
         let mut problems = self.reconciler.problems();
         problems.extend(self.telemetry.problems().cloned());
+        problems.extend(self.announcing.problems());
         if problems == self.problems {
             return;
         }
@@ -411,6 +447,9 @@ impl Agent {
         if reconcile {
             self.reconcile().await;
         } else {
+            if !neighbours_only {
+                self.announce();
+            }
             self.resolve(false).await;
         }
     }
@@ -483,6 +522,7 @@ impl Agent {
             problems,
             connections: self.collector.seen(),
             health: self.telemetry.state(),
+            announcements: self.announcing.announcements(),
         }
     }
 }

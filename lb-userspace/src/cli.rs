@@ -27,6 +27,8 @@ enum Command {
     Status(view::Args),
     /// Show the frontends (addresses and ports of Services) and the backends that they lead to.
     Services(view::Args),
+    /// Show the load balancer addresses that are announced on the local network, by which node, and why by no other.
+    Announcements(view::Args),
     /// Show the connections that are being translated.
     Flows(view::Args),
     Cleanup(cleanup::Args),
@@ -50,6 +52,7 @@ impl Cli {
             Command::Ingress(args) => ingress::run(*args),
             Command::Status(args) => view::status(&args),
             Command::Services(args) => view::services(&args),
+            Command::Announcements(args) => view::announcements(&args),
             Command::Flows(args) => view::flows(&args),
             Command::Cleanup(args) => cleanup::run(&args),
             Command::Completions { shell } => {

@@ -1,6 +1,7 @@
 //! The node agent, the Ingress controller and the command line of Fairway.
 
 pub mod agent;
+pub mod announce;
 pub mod cli;
 pub mod connections;
 pub mod datapath;

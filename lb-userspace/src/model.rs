@@ -8,6 +8,7 @@
 mod convert;
 mod key;
 mod node;
+pub mod pool;
 mod problem;
 mod service;
 mod service_cidr;
@@ -15,6 +16,7 @@ mod slice;
 
 pub use key::{IpFamily, ObjectKey, Protocol};
 pub use node::Node;
+pub use pool::Pool;
 pub use problem::{ObjectKind, Problem, Reason};
 pub use service::{Policy, Service, ServicePort, SourceRanges, Standing};
 pub use service_cidr::{ServiceCidr, ranges_of};

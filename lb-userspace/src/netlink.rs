@@ -233,6 +233,7 @@ fn device(message: &LinkMessage) -> Device {
             _ => DeviceKind::Other,
         },
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         ..Device::default()
     };
     let (mut controller, mut is_port) = (0, false);

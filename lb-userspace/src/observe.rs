@@ -3,6 +3,7 @@
 //! Views are read from the pinned maps, so they work without the agent. What the maps do not hold (names of Services,
 //! what is attached how, what is wrong) is asked of the agent.
 
+pub mod announcements;
 pub mod flows;
 pub mod metrics;
 pub mod services;

@@ -34,7 +34,7 @@ use self::snapshot::{NodeNews, Snapshot};
 use self::tally::Tally;
 use crate::desired::{HealthCheck, LocalAddresses, NodeState, NodeView, desired};
 use crate::maps::{FamilyOp, MapContents, Maps, MapsError, Op};
-use crate::model::{IpFamily, ObjectKey, Problem, Protocol};
+use crate::model::{EndpointSlice, IpFamily, ObjectKey, Problem, Protocol};
 use crate::sources::Event;
 
 /// Tells which adjacency leads to a backend.
@@ -263,6 +263,11 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
     /// Who serves UDP ports, IPv4 and IPv6.
     pub fn serving(&self) -> [Arc<Serving>; 2] {
         self.lowering.serving()
+    }
+
+    /// The EndpointSlices of a Service, in the order of their names.
+    pub fn slices(&self, service: &ObjectKey) -> Vec<&EndpointSlice> {
+        self.snapshot.slices(service)
     }
 
     /// The Services with a health check port, and what it answers.

@@ -8,7 +8,7 @@ pub mod manifests;
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service};
+use crate::model::{EndpointSlice, Node, ObjectKey, Pool, Problem, Service};
 
 /// What a source tells the control plane.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,6 +21,8 @@ pub enum Event {
     Node(Option<Node>),
     /// The ranges of all ServiceCIDR objects; `None` = they cannot be read.
     ServiceCidrs(Option<Vec<IpNet>>),
+    /// All AddressPools there are; none where they cannot be read.
+    Pools(Vec<Pool>),
     /// A Service was added or changed.
     Service(Service),
     /// A Service is gone.

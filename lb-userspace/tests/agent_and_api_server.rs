@@ -59,7 +59,7 @@ impl Agent {
         let fairway = binary().display().to_string();
         let [kubeconfig, pins, cgroup] =
             [&self.kubeconfig, &self.pins, &self.cgroup].map(|path| path.display().to_string());
-        let capabilities = ["--bounding-set", "-all,+bpf,+perfmon,+net_admin"];
+        let capabilities = ["--bounding-set", "-all,+bpf,+perfmon,+net_admin,+net_raw"];
         let mut words = vec!["setpriv"];
         words.extend(capabilities);
         words.extend([

@@ -91,7 +91,7 @@ impl Source {
             Event::EndpointSliceGone(key) => {
                 self.slices.remove(&key);
             }
-            Event::Problems(_) => {}
+            Event::Problems(_) | Event::Pools(_) => {}
         }
     }
 

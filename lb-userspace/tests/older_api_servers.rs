@@ -120,7 +120,7 @@ async fn first_events(streams: Streams) -> Vec<Event> {
     };
     let task = tokio::spawn(run(options, sender));
     let mut said = Vec::new();
-    while said.len() < 4 {
+    while said.len() < 5 {
         let event = timeout(Duration::from_secs(40), events.recv())
             .await
             .expect("the lists come");
@@ -140,6 +140,7 @@ async fn first_names(streams: Streams) -> Vec<String> {
             Event::Services(list) => format!("Services {}", list.len()),
             Event::EndpointSlices(list) => format!("EndpointSlices {}", list.len()),
             Event::Node(node) => format!("Node {}", node.is_some()),
+            Event::Pools(pools) => format!("AddressPools {}", pools.len()),
             Event::ServiceCidrs(ranges) => format!("ServiceCIDRs {}", ranges.is_some()),
             other => panic!("unexpected: {other:?}"),
         })
@@ -148,7 +149,13 @@ async fn first_names(streams: Streams) -> Vec<String> {
     names
 }
 
-const ALL: [&str; 4] = ["EndpointSlices 1", "Node false", "ServiceCIDRs false", "Services 1"];
+const ALL: [&str; 5] = [
+    "AddressPools 0",
+    "EndpointSlices 1",
+    "Node false",
+    "ServiceCIDRs false",
+    "Services 1",
+];
 
 #[tokio::test]
 async fn a_server_that_refuses_streams_and_field_selectors_is_asked_for_plain_lists() {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use super::Origin;
+use crate::announce::status::{Announcements, Counts};
 use crate::datapath::pin::PinDir;
 use crate::events;
 use crate::health::{self, Health, Ports};
@@ -161,6 +162,11 @@ impl Telemetry {
     fn open_ports<M: Maps, H: NextHops>(&mut self, reconciler: &Reconciler<M, H>) {
         let addresses = health::listen_addresses(reconciler.node(), reconciler.view());
         self.ports.sync(reconciler.health_checks(), &addresses);
+    }
+
+    /// Addresses are announced.
+    pub fn announced(&self, announcements: &Announcements, counts: Option<&Arc<Counts>>) {
+        self.metrics.announced(announcements, counts.map(AsRef::as_ref));
     }
 
     /// The maps were audited.

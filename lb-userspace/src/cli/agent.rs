@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
 use ipnet::IpNet;
 use lb_common::abi::{Config, config_flags};
 
 use super::log::Log;
-use crate::agent::{self, Listen, Origin, TelemetrySettings};
+use crate::agent::{self, AnnounceSettings, Listen, Origin, TelemetrySettings};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
 use crate::datapath::load::Drops;
 use crate::datapath::pin::{self, PinDir};
@@ -156,6 +158,31 @@ pub struct Args {
     )]
     metrics_address: Listen,
 
+    /// Whether this node may announce load balancer addresses on its local networks: answer ARP and NDP for them. Which
+    /// addresses, on which devices and by which nodes is said by AddressPools.
+    #[arg(long, value_enum, default_value_t, help_heading = "Announcement")]
+    announce: Announce,
+
+    /// How long another node waits, after this one was last heard of, before it announces in its place: 1 to 60 seconds.
+    /// The Lease that says so is renewed every third of it.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = lease_duration,
+        default_value = "2s",
+        help_heading = "Announcement"
+    )]
+    announce_lease_duration: Duration,
+
+    /// The namespace of these Leases. (With --manifests they are files in its folder .fairway/leases.)
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = "kube-system",
+        help_heading = "Announcement"
+    )]
+    lease_namespace: String,
+
     /// Where maps and links are pinned. Agents that run side by side need one each.
     #[arg(long, value_name = "PATH", default_value = pin::DEFAULT, help_heading = "State")]
     pin_dir: PathBuf,
@@ -190,6 +217,15 @@ pub struct Args {
 
     #[command(flatten)]
     log: Log,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+enum Announce {
+    /// It may.
+    #[default]
+    On,
+    /// It announces nothing.
+    Off,
 }
 
 #[derive(Clone, Debug)]
@@ -320,12 +356,25 @@ impl Args {
                 sockets: self.max_sockets,
             },
             drops: if self.log_drops { Drops::Logged } else { Drops::Counted },
+            announce: (self.announce == Announce::On).then_some(AnnounceSettings {
+                lease_duration: self.announce_lease_duration,
+                lease_namespace: self.lease_namespace,
+            }),
             telemetry: TelemetrySettings {
                 healthz: self.healthz_address,
                 metrics: self.metrics_address,
             },
         })
     }
+}
+
+/// Whole seconds, as the API keeps the duration of a Lease.
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>().ok();
+    let seconds = seconds.filter(|seconds| (1..=60).contains(seconds));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "it is not a number of whole seconds from 1 to 60, such as 2s".to_owned())
 }
 
 /// What the value of a label may be: a name that nothing can carry would serve no Service at all.

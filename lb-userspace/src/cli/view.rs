@@ -1,4 +1,4 @@
-//! `fairway status`, `services` and `flows`: what is looked at, as a table or as JSON.
+//! `fairway status`, `services`, `announcements` and `flows`: what is looked at, as a table or as JSON.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::datapath::pin::{self, PinDir};
-use crate::observe::{flows, services, state, status};
+use crate::observe::{announcements, flows, services, state, status};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -43,6 +43,13 @@ pub fn services(args: &Args) -> anyhow::Result<()> {
     let names = args.names(&pins);
     let frontends = services::read(&pins, &names)?;
     args.print(&frontends, || services::table(&frontends))
+}
+
+/// Shows announced addresses.
+pub fn announcements(args: &Args) -> anyhow::Result<()> {
+    let pins = args.pins()?;
+    let state = state::fetch(&pins).context("ask the agent, which alone knows who announces what: does it run?")?;
+    args.print(&state.announcements, || announcements::table(&state.announcements))
 }
 
 /// Shows connections.

@@ -44,6 +44,7 @@ fn node_object(zone: &str) -> Node {
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
         leaving: false,
+        labels: std::collections::BTreeMap::new(),
         problems: Vec::new(),
     }
 }

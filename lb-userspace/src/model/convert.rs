@@ -1,6 +1,7 @@
 //! From the API's types to ours.
 
 mod node;
+mod pool;
 mod service;
 mod service_cidr;
 mod slice;

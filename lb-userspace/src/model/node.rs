@@ -1,5 +1,6 @@
 //! The own Node.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// It is being deleted, or the cluster autoscaler is about to: load balancers should turn away.
     pub leaving: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }

@@ -38,6 +38,10 @@ pub enum Reason {
     AddressConflict,
     /// An address of a Service is one of this node's own.
     NodeAddress,
+    /// No node may announce an address.
+    NotAnnounced,
+    /// An address cannot be announced by this node as it should be.
+    AnnouncementFailed,
     /// A map of the data path has no room left.
     MapFull,
     /// A field asks for what is not supported.
@@ -63,6 +67,8 @@ impl Reason {
             Self::InvalidField => "InvalidField",
             Self::AddressConflict => "AddressConflict",
             Self::NodeAddress => "NodeAddress",
+            Self::NotAnnounced => "NotAnnounced",
+            Self::AnnouncementFailed => "AnnouncementFailed",
             Self::MapFull => "MapFull",
             Self::NotSupported => "NotSupported",
             Self::RuleConflict => "RuleConflict",
@@ -79,11 +85,13 @@ impl Reason {
         match self {
             Self::InvalidField
             | Self::AddressConflict
+            | Self::NotAnnounced
             | Self::NotSupported
             | Self::RuleConflict
             | Self::BackendNotFound
             | Self::BadCertificate => false,
             Self::NodeAddress
+            | Self::AnnouncementFailed
             | Self::MapFull
             | Self::FailedToStartServiceHealthcheck
             | Self::FailedToStartProxierHealthcheck

@@ -37,6 +37,8 @@ pub struct Device {
     pub bridge: u32,
     /// Whether it is set up.
     pub up: bool,
+    /// Whether there is somebody at the other end: a cable, a switch that is on.
+    pub carrier: bool,
     /// Its Ethernet address; zero if it has none.
     pub mac: Mac,
     /// Largest IP packet, bytes.
@@ -217,6 +219,7 @@ pub(crate) mod tests {
             veth: name.starts_with("veth"),
             bridge: 0,
             up: true,
+            carrier: true,
             mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: if name == "vxlan0" { 1450 } else { 1500 },
             xdp: XdpState::None,

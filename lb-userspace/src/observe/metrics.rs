@@ -25,6 +25,7 @@ use prometheus_client::registry::{Metric, Registry};
 use self::names::Name;
 use self::scrape::Scrape;
 use super::state::Connections;
+use crate::announce::status::{Announcements, Counts};
 use crate::datapath::pin::PinDir;
 use crate::model::{IpFamily, Problem};
 use crate::reconcile::{NoLocal, Numbers, Report};
@@ -58,6 +59,10 @@ pub struct Metrics {
     map_changes: Counter,
     map_failures: Counter,
     map_repairs: Counter,
+    announced: Number,
+    take_overs: Counter,
+    lease_renewals: Counter,
+    lease_failures: Counter,
 }
 
 impl Metrics {
@@ -97,6 +102,10 @@ impl Metrics {
             map_changes: add(registry, names::MAP_CHANGES, Counter::default()),
             map_failures: add(registry, names::MAP_FAILURES, Counter::default()),
             map_repairs: add(registry, names::MAP_REPAIRS, Counter::default()),
+            announced: add(registry, names::ANNOUNCED, Number::default()),
+            take_overs: add(registry, names::TAKE_OVERS, Counter::default()),
+            lease_renewals: add(registry, names::LEASE_RENEWALS, Counter::default()),
+            lease_failures: add(registry, names::LEASE_FAILURES, Counter::default()),
             registry: std::mem::take(registry),
             started,
             problems,
@@ -151,6 +160,22 @@ impl Metrics {
     pub fn audited(&self, report: &Report) {
         self.map_repairs.inc_by(report.ops as u64);
         self.map_failures.inc_by(report.failures.len() as u64);
+    }
+
+    /// Addresses are announced; without counts this node announces none.
+    pub fn announced(&self, announcements: &Announcements, counts: Option<&Counts>) {
+        let here = announcements.addresses.iter().filter(|announcement| announcement.here);
+        self.announced.set(here.count() as u64);
+        // These are counted elsewhere.
+        for (metric, count) in counts.into_iter().flat_map(|counts| {
+            [
+                (&self.take_overs, &counts.take_overs),
+                (&self.lease_renewals, &counts.renewals),
+                (&self.lease_failures, &counts.failures),
+            ]
+        }) {
+            metric.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// This is wrong now.

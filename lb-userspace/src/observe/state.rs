@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use crate::announce::status::Announcements;
 use crate::connections::Pressure;
 use crate::datapath::attach::Attached;
 use crate::datapath::pin::PinDir;
@@ -72,6 +73,9 @@ pub struct State {
     pub connections: Vec<Connections>,
     /// What load balancers and probes are told.
     pub health: Health,
+    /// Which addresses are announced, and by whom.
+    #[serde(default)]
+    pub announcements: Announcements,
 }
 
 /// What load balancers and probes are told.

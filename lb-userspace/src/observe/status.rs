@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::state::{Health, State};
 use super::table;
+use crate::announce::status::Announcements;
 use crate::datapath::pin::PinDir;
 use crate::maps::MapsError;
 use crate::maps::bpf::{self, BpfMap};
@@ -64,6 +65,7 @@ pub fn read(pins: &PinDir, mut agent: io::Result<State>) -> Result<Status, MapsE
     if let Ok(agent) = &mut agent {
         // They are for the other views.
         agent.names.clear();
+        agent.announcements = Announcements::default();
     }
     let agent_error = agent.as_ref().err().map(ToString::to_string);
     Ok(Status {

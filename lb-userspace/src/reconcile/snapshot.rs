@@ -54,7 +54,7 @@ impl Numbers {
             Event::Service(_) | Event::ServiceGone(_) => self.service_changes += 1,
             Event::EndpointSlices(all) => self.slice_changes += all.len() as u64,
             Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => self.slice_changes += 1,
-            Event::Node(_) | Event::ServiceCidrs(_) | Event::Problems(_) => {}
+            Event::Node(_) | Event::ServiceCidrs(_) | Event::Pools(_) | Event::Problems(_) => {}
         }
     }
 }
@@ -91,6 +91,8 @@ impl Snapshot {
             Event::EndpointSlice(slice) => self.put_slice(slice),
             Event::EndpointSliceGone(key) => self.drop_slice(&key),
             Event::Problems(problems) => self.origin_problems = problems,
+            // They decide about announcement alone.
+            Event::Pools(_) => {}
             Event::Node(node) => return Some(NodeNews::Object(node)),
             Event::ServiceCidrs(cidrs) => return Some(NodeNews::ServiceCidrs(cidrs)),
         }

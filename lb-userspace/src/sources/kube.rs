@@ -1,6 +1,6 @@
 //! The Kubernetes API as the source of objects.
 //!
-//! Four tasks follow the Services, the EndpointSlices, the ServiceCIDRs and the own Node ([`follow`]). Each converts what it receives at
+//! Five tasks follow the Services, the EndpointSlices, the ServiceCIDRs, the AddressPools and the own Node ([`follow`]). Each converts what it receives at
 //! once into the light structs of [`crate::model`] and keeps nothing, so a cluster with hundreds of thousands of
 //! endpoints exists once in the agent, not twice.
 //!
@@ -8,7 +8,8 @@
 //! API ── Services ───────┐
 //!     ── EndpointSlices ─┼─► held until both lists are complete ─► events
 //!     ── own Node ───────┤
-//!     ── ServiceCIDRs ───┘
+//!     ── ServiceCIDRs ───┤
+//!     ── AddressPools ───┘
 //! ```
 //!
 //! What is none of ours is left out by the server: headless Services, those of another proxy, and slices of headless
@@ -34,7 +35,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Event;
 use contact::Contact;
 use follow::follow;
-use kinds::{EndpointSlices, OwnNode, ServiceCidrs, Services};
+use kinds::{EndpointSlices, OwnNode, Pools, ServiceCidrs, Services};
 
 /// How long the first lists wait for the own Node and the ServiceCIDRs, which may not exist.
 const WAIT_FOR_NODE: Duration = Duration::from_secs(2);
@@ -43,7 +44,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server may be silent. In a watch it speaks once a minute at least (a bookmark), so this is how
 /// long a connection that died without a word goes unnoticed.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
-/// Events on their way from the three tasks.
+/// Events on their way from the tasks.
 const QUEUE: usize = 256;
 
 /// How to reach the API, and who asks.
@@ -133,6 +134,7 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>) -> Result<(), Er
     }
     follow!(OwnNode::new(options.node_name));
     follow!(ServiceCidrs::default());
+    follow!(Pools::default());
     follow!(EndpointSlices);
     follow!(Services {
         proxy_name: options.proxy_name

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use self::files::Folder;
 use super::Event;
-use crate::model::{EndpointSlice, Node, ObjectKey, Problem, Service, ServiceCidr, ranges_of};
+use crate::model::{EndpointSlice, Node, ObjectKey, Pool, Problem, Service, ServiceCidr, ranges_of};
 
 /// The folder is read when nothing has changed for this long, so that a file is not met half written.
 const QUIET: Duration = Duration::from_millis(50);
@@ -63,6 +63,8 @@ pub struct Objects {
     pub node: Option<Node>,
     /// The ranges of ServiceCIDR objects, if there are any.
     pub service_cidrs: Option<Vec<IpNet>>,
+    /// All AddressPools.
+    pub pools: Vec<Pool>,
     /// What is wrong with files, and with what could not be filled in.
     pub problems: Vec<Problem>,
 }
@@ -192,16 +194,18 @@ fn light(shown: Shown, node_name: &str) -> Objects {
         slices: objects.slices.values().map(EndpointSlice::from).collect(),
         node: objects.nodes.get(&ObjectKey::new("", node_name)).map(Node::from),
         service_cidrs,
+        pools: objects.pools.values().map(Pool::from).collect(),
         problems,
     }
 }
 
 /// The Node comes first, since what the node is decides about every Service.
-fn news(objects: &Objects) -> [Event; 5] {
+fn news(objects: &Objects) -> [Event; 6] {
     [
         Event::Node(objects.node.clone()),
         Event::ServiceCidrs(objects.service_cidrs.clone()),
         Event::Problems(objects.problems.clone()),
+        Event::Pools(objects.pools.clone()),
         Event::EndpointSlices(objects.slices.clone()),
         Event::Services(objects.services.clone()),
     ]

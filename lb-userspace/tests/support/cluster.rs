@@ -128,9 +128,11 @@ pub async fn apply_manifests_for_users(client: &Client) {
     for object in &manifests {
         apply(client, object).await;
     }
-    let binding = manifests.iter().find(|object| object["kind"] == "ClusterRoleBinding");
-    let mut binding = binding.expect("there is one").clone();
-    binding["metadata"]["name"] = json!("test");
-    binding["subjects"] = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}]);
-    apply(client, &binding).await;
+    for kind in ["ClusterRoleBinding", "RoleBinding"] {
+        let binding = manifests.iter().find(|object| object["kind"] == kind);
+        let mut binding = binding.expect("there is one").clone();
+        binding["metadata"]["name"] = json!("test");
+        binding["subjects"] = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}]);
+        apply(client, &binding).await;
+    }
 }

@@ -54,6 +54,7 @@ impl From<&api::Node> for Node {
             addresses,
             pod_cidrs,
             leaving: tainted || meta.deletion_timestamp.is_some(),
+            labels: meta.labels.clone().unwrap_or_default(),
             problems: findings.problems,
         }
     }

@@ -63,6 +63,10 @@ names! {
     TABLE_ENTRIES = gauge("fairway_connection_table_entries", "Entries of the connection table, two or four for each connection");
     TABLE_CAPACITY = gauge("fairway_connection_table_capacity", "Entries that the connection table has room for");
     CONNECTIONS_REMOVED = counter("fairway_connections_removed", "Connections that were over and were removed");
+    ANNOUNCED = gauge("fairway_announced_addresses", "Addresses that this node announces");
+    TAKE_OVERS = counter("fairway_announcement_take_overs", "Addresses that this node has begun to announce");
+    LEASE_RENEWALS = counter("fairway_announcement_lease_renewals", "Renewals of the Lease by which this node may announce");
+    LEASE_FAILURES = counter("fairway_announcement_lease_failures", "Renewals of that Lease that failed; they are tried again");
     PROBLEM = gauge("fairway_problem", "1 for everything that is wrong with an object at present");
 
     PROCESS_CPU = counter("process_cpu_seconds", "Processor time of the agent");

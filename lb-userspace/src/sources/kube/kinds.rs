@@ -12,7 +12,8 @@ use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 
 use super::Event;
-use crate::model::{EndpointSlice, Node, Service, ServiceCidr, ranges_of};
+use crate::ipam::pool::AddressPool;
+use crate::model::{EndpointSlice, Node, Pool, Service, ServiceCidr, ranges_of};
 
 /// Gives a Service to the proxy of that name (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -206,6 +207,53 @@ impl Kind for ServiceCidrs {
     }
 
     fn gone(&mut self, object: ServiceCidr) -> Option<Event> {
+        self.known.remove(&object.name);
+        self.tell()
+    }
+}
+
+/// The pools that load balancer addresses come from. Their definition need not be installed.
+#[derive(Default)]
+pub(super) struct Pools {
+    known: BTreeMap<Arc<str>, Pool>,
+}
+
+impl Pools {
+    fn tell(&self) -> Option<Event> {
+        Some(Event::Pools(self.known.values().cloned().collect()))
+    }
+}
+
+impl Kind for Pools {
+    type Object = AddressPool;
+    type Light = Pool;
+    const NAME: &'static str = "AddressPools";
+    const OPTIONAL: bool = true;
+
+    fn requests(&self) -> Vec<watcher::Config> {
+        vec![watcher::Config::default()]
+    }
+
+    fn light(&self, object: &AddressPool) -> Pool {
+        Pool::from(object)
+    }
+
+    fn unavailable(&mut self) -> Option<Event> {
+        self.known.clear();
+        self.tell()
+    }
+
+    fn all(&mut self, list: Vec<Pool>) -> Option<Event> {
+        self.known = list.into_iter().map(|object| (object.name.clone(), object)).collect();
+        self.tell()
+    }
+
+    fn changed(&mut self, object: Pool) -> Option<Event> {
+        self.known.insert(object.name.clone(), object);
+        self.tell()
+    }
+
+    fn gone(&mut self, object: Pool) -> Option<Event> {
         self.known.remove(&object.name);
         self.tell()
     }
