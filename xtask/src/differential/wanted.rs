@@ -65,6 +65,8 @@ pub enum Fact {
     ReadyWithoutServing,
     /// A process of the node under test is an endpoint.
     ProcessAsEndpoint,
+    /// Its load balancer addresses are restricted to some clients.
+    SourceRanges,
 }
 
 /// A difference, as far as rules look at it.
@@ -154,6 +156,7 @@ pub fn facts(round: &Round, stage: usize, shape: &Shape) -> BTreeSet<Fact> {
     };
     note(Fact::SeveralSets, now.is_some_and(is_local));
     note(Fact::New, has && !had);
+    note(Fact::SourceRanges, now.is_some_and(|service| !service.source_ranges.is_empty()));
     let endpoints = endpoints(&stages[stage], shape);
     let serving = |endpoint: &&Endpoint| endpoint.conditions.serving != Some(false);
     note(Fact::NoServingEndpoint, now.is_some() && !endpoints.iter().any(serving));
