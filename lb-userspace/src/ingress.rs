@@ -45,8 +45,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-pub use self::access_log::Target as AccessLogTarget;
 use self::access_log::AccessLog;
+pub use self::access_log::Target as AccessLogTarget;
 use self::follow::Source;
 use self::forwarded::Ids;
 use self::listen::{Spoken, Tls};
@@ -165,7 +165,9 @@ impl Shared {
 
     /// Under which key connections to an HTTP/2 backend are shared now: another one for each lifetime.
     fn h2c_key(&self, backend: SocketAddr) -> u64 {
-        let lifetime = u64::try_from(self.backends.lifetime.as_millis()).unwrap_or(u64::MAX).max(1);
+        let lifetime = u64::try_from(self.backends.lifetime.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         let passed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         passed.saturating_add(self.spread.hash_one(backend) % lifetime) / lifetime
     }
@@ -267,7 +269,10 @@ async fn end(shared: &Shared, workers: &Workers, signals: &mut Signals, delay: D
     let began = Instant::now();
     shared.metrics.set_ready(false);
     shared.stage.send_replace(Stage::Draining);
-    info!(open = shared.metrics.open(), "ending: not ready any more, still serving");
+    info!(
+        open = shared.metrics.open(),
+        "ending: not ready any more, still serving"
+    );
     tokio::select! {
         () = sleep(delay.min(grace)) => {}
         () = signals.next() => {
@@ -310,7 +315,10 @@ async fn follow_always(
             return ended;
         }
         let error = ended.err().map(|error| format!("{error:#}"));
-        warn!(error, "objects are not followed at present; requests go on by what is known");
+        warn!(
+            error,
+            "objects are not followed at present; requests go on by what is known"
+        );
         sleep(SOURCE_AGAIN).await;
     }
 }
@@ -348,7 +356,9 @@ fn files_for(connections: usize) -> usize {
     } else {
         soft
     };
-    let room = usize::try_from(soft.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
+    let room = usize::try_from(soft.saturating_sub(OTHER_FILES) / 2)
+        .unwrap_or(usize::MAX)
+        .max(1);
     if room < connections {
         warn!(
             connections = room,

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: figures that the goals are held against, each with a floor or a peer from the same run.
 
+mod ingress;
+
 use std::process::Command;
 
 use anyhow::Result;
@@ -21,6 +23,8 @@ pub struct Options {
 enum Subject {
     /// What a packet costs in the XDP program, in nanoseconds and in multiples of the reference program.
     Packet(PacketOptions),
+    /// How many requests a second the Ingress proxy carries, and how late the slowest hundredth is, beside nginx.
+    Ingress(ingress::Options),
 }
 
 #[derive(Args)]
@@ -44,12 +48,18 @@ enum Output {
     Json,
 }
 
-/// Builds what is measured, optimised, and measures it as root.
+/// Builds what is measured, optimised, and measures it; packets as root.
 ///
 /// # Errors
 /// If it does not build, or does not run here.
 pub fn run(options: &Options) -> Result<()> {
-    let Subject::Packet(packet) = &options.subject;
+    match &options.subject {
+        Subject::Packet(packet) => measure_packets(packet),
+        Subject::Ingress(ingress) => ingress::run(ingress),
+    }
+}
+
+fn measure_packets(packet: &PacketOptions) -> Result<()> {
     setup::ensure(&[Need::Build, Need::Kernel])?;
     let program = build::build_binary("fairway-bench", true)?.fairway;
     let mut command: Command = process::as_root(&program.to_string_lossy())?;

@@ -40,7 +40,7 @@ pub const LINKER_PACKAGES: [&str; 7] = [
 ];
 
 /// Programs that are in a package of Debian and Ubuntu: (program, package, for what, what it is used for).
-const PROGRAMS: [(&str, &str, Need, &str); 9] = [
+const PROGRAMS: [(&str, &str, Need, &str); 11] = [
     ("cc", "build-essential", Need::Build, "C code of crates"),
     ("ip", "iproute2", Need::Lab, "network namespaces"),
     ("nsenter", "util-linux", Need::Lab, "running programs in them"),
@@ -50,6 +50,13 @@ const PROGRAMS: [(&str, &str, Need, &str); 9] = [
     ("ethtool", "ethtool", Need::Lab, "offloads of veths"),
     ("tcpdump", "tcpdump", Need::Lab, "watching packets"),
     ("curl", "curl", Need::Lab, "playing in the lab"),
+    ("wrk", "wrk", Need::Bench, "clients of the Ingress proxy"),
+    (
+        "nginx",
+        "nginx-light",
+        Need::Bench,
+        "the proxy that it is compared with",
+    ),
 ];
 
 /// How a requirement stands.
@@ -130,7 +137,7 @@ pub fn checks(need: Need) -> Vec<Check> {
         }
         Need::Kubernetes => checks.push(api_server()),
         Need::Lint => checks.push(cargo_deny()),
-        Need::Lab | Need::Kernel => {}
+        Need::Lab | Need::Kernel | Need::Bench => {}
     }
     checks
 }

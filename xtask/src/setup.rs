@@ -29,11 +29,20 @@ pub enum Need {
     Kubernetes,
     /// Licences and sources of crates.
     Lint,
+    /// A load generator, and a proxy to compare with.
+    Bench,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Build, Self::Kernel, Self::Lab, Self::Kubernetes, Self::Lint];
+    pub const ALL: [Self; 6] = [
+        Self::Build,
+        Self::Kernel,
+        Self::Lab,
+        Self::Kubernetes,
+        Self::Lint,
+        Self::Bench,
+    ];
 
     /// What it is, in the report.
     pub fn title(self) -> &'static str {
@@ -43,6 +52,7 @@ impl Need {
             Self::Lab => "lab",
             Self::Kubernetes => "kubernetes",
             Self::Lint => "lint",
+            Self::Bench => "bench",
         }
     }
 }

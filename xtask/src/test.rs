@@ -54,7 +54,7 @@ enum Targets {
 }
 
 /// Tests of `lb-userspace` that are files of their own and need nothing.
-const WITHOUT_ROOT: &[&str] = &["map_contents"];
+const WITHOUT_ROOT: &[&str] = &["ingress", "map_contents"];
 /// The same of `xtask`.
 const XTASK_WITHOUT_ROOT: &[&str] = &["conformance_host"];
 
@@ -72,7 +72,7 @@ const TIERS: [Tier; 7] = [
         root: false,
     },
     Tier {
-        title: "Manifests to map contents",
+        title: "Manifests to map contents; the Ingress proxy on loopback",
         package: "lb-userspace",
         targets: Targets::Files(WITHOUT_ROOT),
         root: false,

@@ -44,12 +44,17 @@ impl Log {
         // the access log.
         let bare = !self.log.contains(['=', ',']);
         let directives = if bare {
-            format!("warn,kube_client=off,pingora_core=off,pingora_proxy=off,fairway={}", self.log)
+            format!(
+                "warn,kube_client=off,pingora_core=off,pingora_proxy=off,fairway={}",
+                self.log
+            )
         } else {
             self.log.clone()
         };
         let filter = EnvFilter::try_new(directives).with_context(|| format!("understand --log {}", self.log))?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr);
         match self.log_format {
             Format::Text => log.with_target(false).with_ansi(io::stderr().is_terminal()).init(),
             Format::Json => log.json().flatten_event(true).init(),

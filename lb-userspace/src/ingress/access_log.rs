@@ -232,7 +232,9 @@ fn milliseconds(duration: Duration) -> f64 {
 
 impl Serialize for Line<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = |value: Option<&HeaderValue>| value.and_then(|value| str::from_utf8(value.as_bytes()).ok().map(str::to_owned));
+        let text = |value: Option<&HeaderValue>| {
+            value.and_then(|value| str::from_utf8(value.as_bytes()).ok().map(str::to_owned))
+        };
         let user_agent = text(self.request.headers.get(header::USER_AGENT)).unwrap_or_default();
         let (host, path) = target::of(self.request).unwrap_or_default();
         let failure = match (self.failure, self.route) {
@@ -303,7 +305,11 @@ mod tests {
         assert!(!text.contains('\n'));
         let mut read: Value = serde_json::from_str(&text).expect("it is JSON");
         let time = read["time"].take();
-        assert!(time.as_str().is_some_and(|time| time.len() == "2026-01-01T00:00:00.000Z".len()), "{time}");
+        assert!(
+            time.as_str()
+                .is_some_and(|time| time.len() == "2026-01-01T00:00:00.000Z".len()),
+            "{time}"
+        );
         let expected = json!({
             "time": null, "client": "192.0.2.1", "method": "GET", "host": "a.example", "path": "/a%0ab\"",
             "protocol": "HTTP/1.1", "status": 200, "bytes_in": 1, "bytes_out": 2, "duration_ms": 1.5,

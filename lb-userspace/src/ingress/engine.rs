@@ -278,13 +278,7 @@ impl ProxyHttp for Engine {
         Ok(())
     }
 
-    fn fail_to_connect(
-        &self,
-        _: &mut Session,
-        _: &HttpPeer,
-        ctx: &mut Exchange,
-        mut error: Box<Error>,
-    ) -> Box<Error> {
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
         ctx.unreachable = ctx.unreachable.saturating_add(1);
         if let Some(traffic) = &ctx.traffic {
             traffic.connect_failures.fetch_add(1, Ordering::Relaxed);
@@ -336,7 +330,9 @@ impl ProxyHttp for Engine {
         if !http2 && let Some(connection) = &ctx.connection {
             connection.is_idle();
         }
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let status = session
+            .response_written()
+            .map_or(0, |response| response.status.as_u16());
         let (received, sent) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
         let protocol = match (session.was_upgraded(), http2) {
             (true, _) => Protocol::Upgraded,
@@ -351,7 +347,11 @@ impl ProxyHttp for Engine {
             let digest = session.digest();
             log.write(&Line {
                 client: ctx.connection.as_ref().map(|connection| connection.client),
-                forwarded_for: forwarded::client(session.req_header(), ctx.connection.as_deref(), &self.shared.clients.trusted),
+                forwarded_for: forwarded::client(
+                    session.req_header(),
+                    ctx.connection.as_deref(),
+                    &self.shared.clients.trusted,
+                ),
                 request: session.req_header(),
                 status,
                 received,
@@ -362,7 +362,9 @@ impl ProxyHttp for Engine {
                 tries: ctx.tries,
                 route: ctx.route.as_deref(),
                 id: ctx.id.as_ref(),
-                tls: digest.and_then(|digest| digest.ssl_digest.as_deref()).map(|tls| &*tls.version),
+                tls: digest
+                    .and_then(|digest| digest.ssl_digest.as_deref())
+                    .map(|tls| version(&tls.version)),
                 failure: ctx.failure,
             });
         }
@@ -374,6 +376,15 @@ impl ProxyHttp for Engine {
 
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
+    }
+}
+
+/// A version of TLS as it is called by everybody else.
+fn version(name: &str) -> &str {
+    match name {
+        "TLSv1_2" => "TLSv1.2",
+        "TLSv1_3" => "TLSv1.3",
+        other => other,
     }
 }
 
@@ -433,9 +444,8 @@ mod tests {
 
     #[test]
     fn failures_are_told_by_whose_they_are() {
-        let status = |error: Box<Error>, connected| {
-            Engine::answer_to(&error, &exchange(connected)).map(|answer| answer.status)
-        };
+        let status =
+            |error: Box<Error>, connected| Engine::answer_to(&error, &exchange(connected)).map(|answer| answer.status);
         let error = |kind: ErrorType| Error::new(kind);
         assert_eq!(status(error(ErrorType::ConnectRefused).into_up(), false), Some(503));
         assert_eq!(status(error(ErrorType::ConnectNoRoute).into_up(), false), Some(503));

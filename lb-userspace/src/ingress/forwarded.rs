@@ -69,7 +69,8 @@ pub fn write(request: &mut RequestHeader, connection: &Connection, trusted: &[Ip
     let believed = trusts(trusted, connection.client.ip());
     let address = &connection.address;
     if believed && let Some(before) = joined(&request.headers, FOR) {
-        let real = first_untrusted(&before, trusted).map_or_else(|| Ok(address.clone()), |ip| value(&ip.to_string()))?;
+        let real =
+            first_untrusted(&before, trusted).map_or_else(|| Ok(address.clone()), |ip| value(&ip.to_string()))?;
         request.insert_header("X-Real-IP", real)?;
         let after = [before.as_bytes(), b", ", address.as_bytes()].concat();
         request.insert_header("X-Forwarded-For", bytes(&after)?)?;
@@ -220,7 +221,10 @@ mod tests {
     fn a_trusted_proxy_is_believed_and_added_to() {
         let trusted = ["203.0.113.0/24", "2001:db8::/32"];
         let request = written(&SPOOFED, &connection("[2001:db8::1]:5", false), &trusted);
-        assert_eq!(get(&request, FOR), ["198.51.100.1, 192.0.2.9, 203.0.113.5, 2001:db8::1"]);
+        assert_eq!(
+            get(&request, FOR),
+            ["198.51.100.1, 192.0.2.9, 203.0.113.5, 2001:db8::1"]
+        );
         assert_eq!(get(&request, "x-real-ip"), ["192.0.2.9"]);
         assert_eq!(get(&request, PROTO), ["gopher"]);
         assert_eq!(get(&request, HOST), ["b.example"]);

@@ -263,7 +263,9 @@ mod tests {
             (&[], None),
         ];
         for (pieces, expected) in cases {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .await
+                .expect("a port is free");
             let at = listener.local_addr().expect("it is bound");
             let mut client = TcpStream::connect(at).await.expect("it listens");
             let (stream, _) = listener.accept().await.expect("a client waits");

@@ -19,9 +19,9 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 
-pub use self::series::{Protocol, Traffic};
 use self::scrape::Scrape;
 use self::series::{Counts, Known};
+pub use self::series::{Protocol, Traffic};
 use super::table::Route;
 use crate::model::{ObjectKey, Problem};
 use crate::observe::metrics::text;

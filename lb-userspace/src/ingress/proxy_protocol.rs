@@ -182,7 +182,10 @@ mod tests {
         .concat();
         let cases = [
             (b"PROXY TCP4 192.0.2.1 203.0.113.1 4711 443\r\nGET /".to_vec(), Some(v4)),
-            (b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\nGET /".to_vec(), Some(v6)),
+            (
+                b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\nGET /".to_vec(),
+                Some(v6),
+            ),
             (b"PROXY UNKNOWN\r\nGET /".to_vec(), None),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\nGET /".to_vec(), None),
             (version_2(0x21, 0x11, &body4), Some(v4)),

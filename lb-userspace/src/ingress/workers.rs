@@ -9,10 +9,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use pingora::apps::HttpServerApp as _;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
-use pingora::apps::HttpServerApp as _;
 use pingora::server::configuration::ServerConf;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;

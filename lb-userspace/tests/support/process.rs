@@ -41,6 +41,14 @@ impl Program {
         }
     }
 
+    /// Its process id, to signal it; `None`: it does not run.
+    pub fn pid(&self) -> Option<u32> {
+        let keeper = self.keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+        // The keeper starts it first, and then the shell that watches.
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.keeper.try_wait().expect("a child can be waited for")

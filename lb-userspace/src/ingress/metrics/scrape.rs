@@ -12,9 +12,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
+use super::Metrics;
 use super::names::{self, Name};
 use super::series::{BOUNDS, Traffic};
-use super::Metrics;
 use crate::model::ObjectKey;
 
 /// Labels with their values.
@@ -36,11 +36,7 @@ fn family<const N: usize, M: EncodeMetric>(
     Ok(())
 }
 
-fn single(
-    encoder: &mut DescriptorEncoder<'_>,
-    (name, help, kind): Name,
-    value: &impl EncodeMetric,
-) -> fmt::Result {
+fn single(encoder: &mut DescriptorEncoder<'_>, (name, help, kind): Name, value: &impl EncodeMetric) -> fmt::Result {
     value.encode(encoder.encode_descriptor(name, help, None, kind)?)
 }
 
@@ -59,7 +55,10 @@ fn read(number: &AtomicU64) -> u64 {
     number.load(Ordering::Relaxed)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "durations of requests are far below 2^53 microseconds")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "durations of requests are far below 2^53 microseconds"
+)]
 fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
@@ -80,10 +79,12 @@ impl Scrape {
         });
         let nobody = [("ingress", String::new()), ("service", String::new())];
         let unrouted = self.0.unrouted.seen().map(|seen| (nobody.clone(), seen));
-        let counted = routed.chain(unrouted).map(|([ingress, service], (protocol, class, count))| {
-            let (code, protocol) = (("code", class.to_owned()), ("protocol", protocol.name().to_owned()));
-            ([ingress, service, code, protocol], ConstCounter::new(count))
-        });
+        let counted = routed
+            .chain(unrouted)
+            .map(|([ingress, service], (protocol, class, count))| {
+                let (code, protocol) = (("code", class.to_owned()), ("protocol", protocol.name().to_owned()));
+                ([ingress, service, code, protocol], ConstCounter::new(count))
+            });
         family(encoder, names::REQUESTS, counted)?;
         let durations = series.iter().map(|(ingress, services)| {
             let labels = [("ingress", ingress.to_string())];
@@ -91,12 +92,14 @@ impl Scrape {
         });
         family(encoder, names::DURATION, durations)?;
         for (name, of) in [
-            (names::RECEIVED, (|traffic| &traffic.received) as fn(&Traffic) -> &AtomicU64),
+            (
+                names::RECEIVED,
+                (|traffic| &traffic.received) as fn(&Traffic) -> &AtomicU64,
+            ),
             (names::SENT, |traffic| &traffic.sent),
         ] {
-            let samples = all().map(|(ingress, service, traffic)| {
-                (pair(ingress, service), ConstCounter::new(read(of(traffic))))
-            });
+            let samples =
+                all().map(|(ingress, service, traffic)| (pair(ingress, service), ConstCounter::new(read(of(traffic)))));
             family(encoder, name, samples)?;
         }
         Ok(())
@@ -115,9 +118,9 @@ impl Scrape {
             for (service, traffic) in series.values().flatten() {
                 *by_service.entry(service).or_default() += read(of(traffic));
             }
-            let samples = by_service.into_iter().map(|(service, count)| {
-                ([("service", service.to_string())], ConstCounter::new(count))
-            });
+            let samples = by_service
+                .into_iter()
+                .map(|(service, count)| ([("service", service.to_string())], ConstCounter::new(count)));
             family(encoder, name, samples)?;
         }
         Ok(())
@@ -169,7 +172,8 @@ struct Durations {
 
 impl Durations {
     fn of(services: &HashMap<ObjectKey, Arc<Traffic>>) -> Self {
-        let total = |of: &dyn Fn(&Traffic) -> &AtomicU64| services.values().map(|traffic| read(of(traffic))).sum::<u64>();
+        let total =
+            |of: &dyn Fn(&Traffic) -> &AtomicU64| services.values().map(|traffic| read(of(traffic))).sum::<u64>();
         let buckets = array::from_fn(|at| {
             let bound = BOUNDS.get(at).map_or(f64::MAX, |bound| seconds(*bound));
             (bound, total(&|traffic| &traffic.durations[at]))

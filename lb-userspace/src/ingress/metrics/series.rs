@@ -11,8 +11,8 @@ use crate::model::ObjectKey;
 
 /// Upper bounds of the buckets of durations, in microseconds: 1 ms to a minute.
 pub(super) const BOUNDS: [u64; 15] = [
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
-    30_000_000, 60_000_000,
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000, 30_000_000, 60_000_000,
 ];
 /// Classes of status: none, 1xx to 5xx.
 pub(super) const CLASSES: [&str; 6] = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -54,7 +54,9 @@ impl Counts {
     pub(super) fn seen(&self) -> impl Iterator<Item = (Protocol, &'static str, u64)> {
         Protocol::ALL.into_iter().flat_map(move |protocol| {
             let counts = self.0[protocol as usize].iter();
-            let counts = counts.zip(CLASSES).map(|(count, class)| (count.load(Ordering::Relaxed), class));
+            let counts = counts
+                .zip(CLASSES)
+                .map(|(count, class)| (count.load(Ordering::Relaxed), class));
             counts
                 .filter(|(count, _)| *count > 0)
                 .map(move |(count, class)| (protocol, class, count))

@@ -50,9 +50,8 @@ fn requests_are_counted_by_object_class_and_protocol() {
     assert_eq!(samples(&metrics, "fairway_ingress_requests_total"), expected);
     let durations = samples(&metrics, "fairway_ingress_request_duration_seconds_bucket");
     for (bound, count) in [("0.005", 0), ("0.01", 2), ("60.0", 2), ("+Inf", 3)] {
-        let line = format!(
-            r#"fairway_ingress_request_duration_seconds_bucket{{le="{bound}",ingress="shop/web"}} {count}"#
-        );
+        let line =
+            format!(r#"fairway_ingress_request_duration_seconds_bucket{{le="{bound}",ingress="shop/web"}} {count}"#);
         assert!(durations.contains(&line), "{line} is not in {durations:#?}");
     }
     let sent = r#"fairway_ingress_response_bytes_total{ingress="shop/web",service="shop/front"} 101"#;
@@ -71,8 +70,14 @@ fn what_is_gone_from_the_table_loses_its_series() {
     metrics.published(routes.iter(), 1, &[], Duration::from_millis(2));
     let left = samples(&metrics, "fairway_ingress_requests_total");
     assert_eq!(left.len(), 1, "{left:?}");
-    assert!(left[0].contains(r#"ingress="shop/web",service="shop/front""#), "{left:?}");
-    assert_eq!(samples(&metrics, "fairway_ingress_routes"), ["fairway_ingress_routes 1"]);
+    assert!(
+        left[0].contains(r#"ingress="shop/web",service="shop/front""#),
+        "{left:?}"
+    );
+    assert_eq!(
+        samples(&metrics, "fairway_ingress_routes"),
+        ["fairway_ingress_routes 1"]
+    );
     let generations = "fairway_ingress_config_generations_total 1";
     assert_eq!(samples(&metrics, "fairway_ingress_config_generations"), [generations]);
 }
@@ -104,12 +109,27 @@ fn every_metric_is_explained_in_the_documentation() {
         reason: Reason::InvalidField,
     };
     metrics.published([].into_iter(), 0, &[problem.clone(), problem], Duration::ZERO);
-    metrics.traffic(&key("web"), &key("front")).count(Protocol::Http1, 200, Duration::ZERO, 0, 0);
+    metrics
+        .traffic(&key("web"), &key("front"))
+        .count(Protocol::Http1, 200, Duration::ZERO, 0, 0);
     let text = text(&metrics);
     let documentation = include_str!("../../../../docs/ingress-operations.md");
     for (name, _, kind) in ALL {
-        let name = format!("{name}{}", if matches!(kind, prometheus_client::metrics::MetricType::Counter) { "_total" } else { "" });
-        assert!(text.contains(&format!("\n# TYPE {name} ")) || text.starts_with(&format!("# HELP {name} ")), "{name} is not told:\n{text}");
-        assert!(documentation.contains(&format!("`{name}")), "{name} is not in docs/ingress-operations.md");
+        let name = format!(
+            "{name}{}",
+            if matches!(kind, prometheus_client::metrics::MetricType::Counter) {
+                "_total"
+            } else {
+                ""
+            }
+        );
+        assert!(
+            text.contains(&format!("\n# TYPE {name} ")) || text.starts_with(&format!("# HELP {name} ")),
+            "{name} is not told:\n{text}"
+        );
+        assert!(
+            documentation.contains(&format!("`{name}")),
+            "{name} is not in docs/ingress-operations.md"
+        );
     }
 }
