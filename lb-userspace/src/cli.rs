@@ -2,6 +2,8 @@
 
 mod agent;
 mod cleanup;
+mod controller;
+mod crds;
 mod ingress;
 mod log;
 mod view;
@@ -32,6 +34,8 @@ enum Command {
     /// Show the connections that are being translated.
     Flows(view::Args),
     Cleanup(cleanup::Args),
+    Controller(Box<controller::Args>),
+    Crds(crds::Args),
     /// Print a script that completes these commands in a shell.
     ///
     /// For bash: `fairway completions bash > /etc/bash_completion.d/fairway`.
@@ -55,6 +59,8 @@ impl Cli {
             Command::Announcements(args) => view::announcements(&args),
             Command::Flows(args) => view::flows(&args),
             Command::Cleanup(args) => cleanup::run(&args),
+            Command::Controller(args) => controller::run(*args),
+            Command::Crds(args) => crds::run(&args),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "fairway", &mut io::stdout());
                 Ok(())
@@ -83,6 +89,10 @@ mod tests {
                     --publish-service fairway/ingress --default-tls-secret fairway/default --upstream endpoints \
                     --access-log off --drain-delay 500ms --grace 1m";
         Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let line = "fairway controller --manifests examples --service-cidrs 10.96.0.0/16 --only-class --lease-duration 2 \
+                    --lease-renewal 0.5 --metrics-address none";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+        Cli::try_parse_from(["fairway", "crds", "--output", "json"]).unwrap();
         Cli::try_parse_from(["fairway", "flows", "-o", "json", "--pin-dir", "/sys/fs/bpf/x"]).unwrap();
     }
 }

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub struct AddressPoolSpec {
     /// The addresses, of both families if you like. They may be added to at any time; an address in use stays with its
     /// Service when its block is taken away.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 1024))]
     pub blocks: Vec<Block>,
     /// Services that may have addresses of this pool, by their labels; without it, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,6 +58,10 @@ pub struct AddressPoolSpec {
 /// Addresses: either `cidr`, or `start` and `stop`.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.cidr) ? !has(self.start) && !has(self.stop) : has(self.start) && has(self.stop)",
+    "message": "a block is either `cidr`, or `start` and `stop`",
+}]))]
 pub struct Block {
     /// A prefix, such as `192.0.2.0/24`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -52,6 +52,22 @@ pub enum Reason {
     BackendNotFound,
     /// A certificate cannot be used, or clients will refuse it.
     BadCertificate,
+    /// No pool serves a Service.
+    NoPool,
+    /// No pool that serves a Service has a free address.
+    Exhausted,
+    /// The address that a Service asks for is another's.
+    RequestedAddressTaken,
+    /// The address that a Service asks for is of no pool that serves it.
+    RequestedAddressNotInPool,
+    /// Services with one share key cannot share an address.
+    SharingRefused,
+    /// A Service has an address that is of no pool any more.
+    AddressOutsidePools,
+    /// Another controller has written the status of a Service.
+    OfAnotherController,
+    /// An address is in two pools.
+    PoolOverlap,
     /// A health check node port cannot be listened on; kube-proxy's word.
     FailedToStartServiceHealthcheck,
     /// `/healthz` cannot be served; kube-proxy's word.
@@ -74,6 +90,14 @@ impl Reason {
             Self::RuleConflict => "RuleConflict",
             Self::BackendNotFound => "BackendNotFound",
             Self::BadCertificate => "BadCertificate",
+            Self::NoPool => "NoPool",
+            Self::Exhausted => "Exhausted",
+            Self::RequestedAddressTaken => "RequestedAddressTaken",
+            Self::RequestedAddressNotInPool => "RequestedAddressNotInPool",
+            Self::SharingRefused => "SharingRefused",
+            Self::AddressOutsidePools => "AddressOutsidePools",
+            Self::OfAnotherController => "OfAnotherController",
+            Self::PoolOverlap => "PoolOverlap",
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
             Self::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
             Self::FailedToStartMetricServer => "FailedToStartMetricServer",
@@ -89,7 +113,15 @@ impl Reason {
             | Self::NotSupported
             | Self::RuleConflict
             | Self::BackendNotFound
-            | Self::BadCertificate => false,
+            | Self::BadCertificate
+            | Self::NoPool
+            | Self::Exhausted
+            | Self::RequestedAddressTaken
+            | Self::RequestedAddressNotInPool
+            | Self::SharingRefused
+            | Self::AddressOutsidePools
+            | Self::OfAnotherController
+            | Self::PoolOverlap => false,
             Self::NodeAddress
             | Self::AnnouncementFailed
             | Self::MapFull

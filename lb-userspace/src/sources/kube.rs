@@ -87,6 +87,22 @@ pub enum Error {
     Client(#[source] kube::Error),
 }
 
+/// Why a kind of objects cannot be followed.
+pub(crate) struct Failure {
+    /// The HTTP status, if the server gave one.
+    pub(crate) code: Option<u16>,
+    /// The error with its causes.
+    pub(crate) text: String,
+}
+
+/// What a watcher's error says.
+pub(crate) fn failure(error: &kube::runtime::watcher::Error) -> Failure {
+    Failure {
+        code: contact::status(error),
+        text: contact::causes(error),
+    }
+}
+
 /// A client for the API.
 ///
 /// # Errors

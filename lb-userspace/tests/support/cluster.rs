@@ -67,6 +67,16 @@ impl Cluster {
         values.collect()
     }
 
+    /// All objects of this kind, which has no namespace.
+    pub fn list_all(&self, kind: &str) -> Vec<Value> {
+        let list = self.runtime.block_on(self.api(kind, "").list(&ListParams::default()));
+        let list = list.unwrap_or_else(|error| panic!("cannot list {kind}: {error}"));
+        let values = list.items.into_iter();
+        values
+            .map(|object| serde_json::to_value(object).expect("it is JSON"))
+            .collect()
+    }
+
     /// Deletes an object, within so many seconds if it is a Pod.
     pub fn delete(&self, kind: &str, name: &str, grace_s: Option<u32>) {
         let parameters = DeleteParams {

@@ -75,6 +75,23 @@ impl Program {
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let keeper = self.keeper.id();
+        // The program is the keeper's first child.
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+        let program = children
+            .split_whitespace()
+            .next()
+            .unwrap_or_else(|| panic!("{} has ended", self.name));
+        let sent = Command::new("kill").args([&format!("-{name}"), program]).status();
+        assert!(
+            sent.is_ok_and(|status| status.success()),
+            "{} cannot be signalled",
+            self.name
+        );
+    }
+
     /// Kills it (SIGKILL) and waits until it is gone.
     pub fn kill(mut self) {
         self.end();
