@@ -31,6 +31,17 @@ pub(super) enum News {
     Namespace(Event<PartialObjectMeta<Namespace>>),
 }
 
+impl News {
+    /// Whether a list is about to come, which may fail yet.
+    fn begins(&self) -> bool {
+        match self {
+            Self::Service(event) => matches!(**event, Event::Init),
+            Self::Pool(event) => matches!(**event, Event::Init),
+            Self::Namespace(event) => matches!(event, Event::Init),
+        }
+    }
+}
+
 /// Lists and follows all kinds, from now on, as long as the result lives.
 pub(super) fn follow_all(client: &Client) -> (JoinSet<()>, mpsc::Receiver<News>) {
     let (news, inbox) = mpsc::channel(QUEUE);
@@ -57,7 +68,8 @@ async fn follow(
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => {
-                told = false;
+                // A watcher says that it begins before it has asked for anything.
+                told &= event.begins();
                 if news.send(event).await.is_err() {
                     return;
                 }
@@ -283,7 +295,11 @@ mod tests {
         for event in [Event::Init, Event::InitApply(service("web", "9")), Event::InitDone] {
             store.take(News::Service(Box::new(event)));
         }
-        let versions: Vec<_> = store.services().values().map(ResourceExt::resource_version).collect();
+        let versions: Vec<_> = store
+            .services()
+            .values()
+            .map(|service| service.metadata.resource_version.clone())
+            .collect();
         assert_eq!(versions, [Some("10".to_owned())]);
     }
 }
