@@ -76,7 +76,9 @@ fn start(world: &World<'_>, name: &str, flags: &[&str]) -> Program {
 /// The first address in the status of an object.
 fn address(world: &World<'_>, kind: &str, name: &str) -> Option<IpAddr> {
     let object = world.cluster.get(kind, &format!("default/{name}"))?;
-    let ip = object.pointer("/status/loadBalancer/ingress/0/ip").and_then(Value::as_str);
+    let ip = object
+        .pointer("/status/loadBalancer/ingress/0/ip")
+        .and_then(Value::as_str);
     ip.and_then(|ip| ip.parse().ok())
 }
 
@@ -90,7 +92,9 @@ fn pod_at(world: &World<'_>, name: &str, app: &str, address: &str) {
         "conditions": [{"type": "Ready", "status": "True"}],
     });
     let name = format!("default/{name}");
-    world.cluster.patch(support::world::POD, &name, "status", &json!({"status": status}));
+    world
+        .cluster
+        .patch(support::world::POD, &name, "status", &json!({"status": status}));
 }
 
 #[test]
@@ -102,7 +106,12 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
         let definitions = String::from_utf8(definitions.stdout).expect("it is text");
         world.server.kubectl(&["apply", "-f", "-"], &definitions);
         world.server.kubectl(
-            &["wait", "--for=condition=Established", "crd/addresspools.fairway.io", "--timeout=30s"],
+            &[
+                "wait",
+                "--for=condition=Established",
+                "crd/addresspools.fairway.io",
+                "--timeout=30s",
+            ],
             "",
         );
         world.start_agent(world.server.port());
@@ -124,7 +133,10 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
         world.create_pod(POD.0, "my-spring-app", "node");
         world.pod_runs(POD.0, 1, POD.1, true);
         // As the document has them.
-        let documents = [example("loadbalancer/my-spring-app.yaml"), example("request-path/my-ingress.yaml")];
+        let documents = [
+            example("loadbalancer/my-spring-app.yaml"),
+            example("request-path/my-ingress.yaml"),
+        ];
         for document in &documents {
             world.server.kubectl(&["apply", "-f", "-"], document);
         }
@@ -145,7 +157,10 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
         println!("{shown}");
         let row = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         assert!(row("service/my-spring-app").contains(&direct.to_string()), "{shown}");
-        assert!(row("ingress.networking.k8s.io/my-ingress").contains(&door.to_string()), "{shown}");
+        assert!(
+            row("ingress.networking.k8s.io/my-ingress").contains(&door.to_string()),
+            "{shown}"
+        );
 
         // By the Ingress, and directly. The client has no entry for either address but what ARP tells.
         for address in [door, direct] {
@@ -170,7 +185,10 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
                 .args(["ip", "neighbour", "flush", "dev", "eth0"])
                 .status();
             assert!(flush.expect("ip runs").success());
-            [door, direct].iter().all(|address| ask(&client, *address).is_err()).then_some(())
+            [door, direct]
+                .iter()
+                .all(|address| ask(&client, *address).is_err())
+                .then_some(())
         });
         controller.kill();
         ingress.kill();

@@ -362,7 +362,13 @@ impl Drop for Lab {
         }
         let result = Self::remove(&self.names);
         let controllers = self.controllers.iter_mut();
-        for child in self.agents.iter_mut().flatten().chain(&mut self.servers).chain(controllers) {
+        for child in self
+            .agents
+            .iter_mut()
+            .flatten()
+            .chain(&mut self.servers)
+            .chain(controllers)
+        {
             _ = child.wait();
         }
         if let Err(error) = result {

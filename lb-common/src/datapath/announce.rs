@@ -137,8 +137,7 @@ fn solicits<P: Packet, E: Env>(packet: &P, env: &E) -> Option<Request> {
         || ip.version_class >> 4 != 6
         || ip.next_header != next_header::ICMPV6
         || ip.hop_limit != HOPS
-        || len < FIXED
-        || len > LONGEST
+        || !(FIXED..=LONGEST).contains(&len)
         || len & 7 != 0
     {
         return None;

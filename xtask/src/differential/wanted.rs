@@ -156,7 +156,10 @@ pub fn facts(round: &Round, stage: usize, shape: &Shape) -> BTreeSet<Fact> {
     };
     note(Fact::SeveralSets, now.is_some_and(is_local));
     note(Fact::New, has && !had);
-    note(Fact::SourceRanges, now.is_some_and(|service| !service.source_ranges.is_empty()));
+    note(
+        Fact::SourceRanges,
+        now.is_some_and(|service| !service.source_ranges.is_empty()),
+    );
     let endpoints = endpoints(&stages[stage], shape);
     let serving = |endpoint: &&Endpoint| endpoint.conditions.serving != Some(false);
     note(Fact::NoServingEndpoint, now.is_some() && !endpoints.iter().any(serving));

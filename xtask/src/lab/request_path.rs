@@ -145,7 +145,9 @@ impl Lab {
         let port = if wanted.tls { 443 } else { 80 };
         let target = SocketAddr::new(address, port);
         self.wait_until(|frontends| {
-            let programmed = frontends.iter().any(|f| f.address == target && f.service.starts_with(wanted.service));
+            let programmed = frontends
+                .iter()
+                .any(|f| f.address == target && f.service.starts_with(wanted.service));
             ensure!(programmed, "{target} of {} is not programmed", wanted.service);
             Ok(())
         })?;
@@ -167,7 +169,10 @@ impl Lab {
     fn web(&self, place: Place, request: &Web) -> anyhow::Result<Result<WebAnswer, String>> {
         match self.ask(place, &Task::Web(request.clone()))? {
             Outcome::Web(answer) => Ok(answer),
-            _ => bail!("the client in {} answered something else than it was asked", place.name()),
+            _ => bail!(
+                "the client in {} answered something else than it was asked",
+                place.name()
+            ),
         }
     }
 
@@ -179,7 +184,9 @@ impl Lab {
             let documents: Vec<Value> = serde_saphyr::from_multiple(&text).context("understand given addresses")?;
             let given = documents.iter().filter(|document| name(document) == wanted.service);
             let given = given.filter_map(|document| document.pointer("/status/loadBalancer/ingress")?.as_array());
-            let addresses = given.flatten().filter_map(|entry| entry.get("ip")?.as_str()?.parse().ok());
+            let addresses = given
+                .flatten()
+                .filter_map(|entry| entry.get("ip")?.as_str()?.parse().ok());
             let mut of_family = addresses.filter(|address: &IpAddr| address.is_ipv6() == wanted.v6);
             of_family
                 .next()

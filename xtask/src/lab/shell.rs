@@ -9,9 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use super::plan::{
-    CLUSTER_CIDRS, LOAD_BALANCER_CIDRS, NEIGHBOUR_V4, NEIGHBOUR_V6, NODES, Names, Network, PODS, Place,
-};
+use super::plan::{CLUSTER_CIDRS, LOAD_BALANCER_CIDRS, NEIGHBOUR_V4, NEIGHBOUR_V6, NODES, Names, Network, PODS, Place};
 
 /// Makes the namespaces and the links between them.
 pub fn links(names: &Names) -> String {

@@ -35,7 +35,12 @@ impl Lab {
     ) -> anyhow::Result<String> {
         let scheme = if wanted.tls { "https" } else { "http" };
         let url = format!("{scheme}://{HOST}{}", request.path);
-        ensure!(answer.status == 200, "{url} was answered {}: {}", answer.status, answer.body);
+        ensure!(
+            answer.status == 200,
+            "{url} was answered {}: {}",
+            answer.status,
+            answer.body
+        );
         let seen: Seen = serde_json::from_str(&answer.body).context("understand the pod's answer")?;
         let (address, local) = (request.target.ip(), answer.local);
         let node = NODES[announcing].name;
@@ -44,9 +49,16 @@ impl Lab {
         let door = if wanted.by_ingress { "Ingress" } else { "directly" };
         let family = if wanted.v6 { "IPv6" } else { "IPv4" };
         let took = answer.took_us as f64 / 1000.0;
-        _ = writeln!(text, "{url} from a neighbour, {door}, {family}: 200 OK in {took:.1} ms\n");
+        _ = writeln!(
+            text,
+            "{url} from a neighbour, {door}, {family}: 200 OK in {took:.1} ms\n"
+        );
         let service = wanted.service;
-        line(&mut text, "address", &format!("{address}, which a pool gave to Service {service}"));
+        line(
+            &mut text,
+            "address",
+            &format!("{address}, which a pool gave to Service {service}"),
+        );
 
         let (mac, how) = self.resolved(address)?;
         let device = self.link_address(Place::Node(announcing))?;
@@ -54,11 +66,21 @@ impl Lab {
             mac == device,
             "{url}: the neighbour found {address} at {mac}, and {node}, which announces it, is {device}"
         );
-        line(&mut text, "announced", &format!("{address} is at {mac}, {how} said: eth0 of {node}"));
+        line(
+            &mut text,
+            "announced",
+            &format!("{address} is at {mac}, {how} said: eth0 of {node}"),
+        );
 
-        let first = self.flow(announcing, |flow| flow.client == Some(local) && flow.frontend == request.target)?;
+        let first = self.flow(announcing, |flow| {
+            flow.client == Some(local) && flow.frontend == request.target
+        })?;
         let source = first.snat.unwrap_or(local);
-        line(&mut text, node, &format!("by {:<7} {local} -> {}", first.hook, request.target));
+        line(
+            &mut text,
+            node,
+            &format!("by {:<7} {local} -> {}", first.hook, request.target),
+        );
         line(&mut text, "", &format!("becomes    {source} -> {}", first.backend));
 
         if wanted.by_ingress {
@@ -78,26 +100,38 @@ impl Lab {
             &format!("saw        {} -> {}: {}", seen.source, seen.destination, seen.request),
         );
         ensure!(answer.peer == request.target, "the answer came from {}", answer.peer);
-        line(&mut text, "and back", &format!("the neighbour's socket has the answer from {}", answer.peer));
+        line(
+            &mut text,
+            "and back",
+            &format!("the neighbour's socket has the answer from {}", answer.peer),
+        );
         text.push('\n');
         Ok(text)
     }
 
     /// From the Ingress controller's pod to the application's.
     fn ingress(&self, text: &mut String, request: &Web, first: &Flow, seen: &Seen) -> anyhow::Result<()> {
-        let pod = INGRESS_PODS.into_iter().find(|&pod| PODS[pod].addr(first.backend.is_ipv6()) == first.backend.ip());
+        let pod = INGRESS_PODS
+            .into_iter()
+            .find(|&pod| PODS[pod].addr(first.backend.is_ipv6()) == first.backend.ip());
         let pod = pod.with_context(|| format!("{} is no pod of the Ingress controller", first.backend))?;
         let log = self.access_log(pod);
         // It is written after the answer.
         let entry = self.until(&log, |_| {
             let lines = fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
-            let mut entries = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut entries = lines
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
             entries
                 .find(|entry| entry["request_id"] == *request.id)
                 .with_context(|| format!("{} says nothing of the request", log.display()))
         })?;
         let field = |name: &str| entry[name].as_str().unwrap_or("?");
-        ensure!(field("service") == APPLICATION, "it was sent to Service {}", field("service"));
+        ensure!(
+            field("service") == APPLICATION,
+            "it was sent to Service {}",
+            field("service")
+        );
         let upstream: SocketAddr = field("upstream").parse().context("understand the access log")?;
         line(
             text,
@@ -116,16 +150,25 @@ impl Lab {
             let same = flow.client.is_none() || [flow.client, flow.snat].contains(&Some(seen.source));
             same && flow.frontend == upstream && flow.backend == seen.destination
         })?;
-        let client = second.client.map_or_else(|| "its socket".to_owned(), |client| client.to_string());
+        let client = second
+            .client
+            .map_or_else(|| "its socket".to_owned(), |client| client.to_string());
         let source = second.snat.map_or_else(|| client.clone(), |snat| snat.to_string());
-        line(text, NODES[node].name, &format!("by {:<7} {client} -> {}", second.hook, second.frontend));
+        line(
+            text,
+            NODES[node].name,
+            &format!("by {:<7} {client} -> {}", second.hook, second.frontend),
+        );
         line(text, "", &format!("becomes    {source} -> {}", second.backend));
         Ok(())
     }
 
     /// The link address at which the neighbour has found an address, and by which protocol.
     fn resolved(&self, address: IpAddr) -> anyhow::Result<(String, &'static str)> {
-        let table = self.script(Place::Neighbour, &format!("ip -json neighbour show to {address} dev eth0\n"))?;
+        let table = self.script(
+            Place::Neighbour,
+            &format!("ip -json neighbour show to {address} dev eth0\n"),
+        )?;
         let table: Value = serde_json::from_str(&table).context("understand ip neighbour")?;
         let found = table.pointer("/0/lladdr").and_then(Value::as_str);
         let found = found.with_context(|| format!("the neighbour has not found {address} on the LAN"))?;
