@@ -135,7 +135,7 @@ impl Controller {
         runtime.spawn(async move {
             run(source, published, ready, observer)
                 .await
-                .expect("the kubeconfig is right")
+                .expect("the kubeconfig is right");
         });
         Self {
             runtime,
@@ -180,13 +180,15 @@ impl Controller {
 struct Fixture {
     server: ApiServer,
     cluster: Cluster,
+    /// An administrator's, written once: programs read it at any time.
+    kubeconfig: PathBuf,
 }
 
 impl Fixture {
     fn kubectl(&self, arguments: &[&str], input: &str) -> String {
         let mut kubectl = Command::new("kubectl")
             .arg("--kubeconfig")
-            .arg(self.server.kubeconfig())
+            .arg(&self.kubeconfig)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -250,7 +252,12 @@ fn fixture(test: &str) -> Option<Fixture> {
         Ok(programs) => {
             let server = ApiServer::start(&programs);
             let cluster = Cluster::of(&server);
-            Some(Fixture { server, cluster })
+            let kubeconfig = server.kubeconfig();
+            Some(Fixture {
+                server,
+                cluster,
+                kubeconfig,
+            })
         }
         Err(reason) => {
             skip(test, &reason);
@@ -441,7 +448,7 @@ fn classes_decide_whose_an_ingress_is_at_run_time_and_two_replicas_write_one_sta
     let status = json!({"status": {"loadBalancer": {"ingress": [{"hostname": "lb.example.com"}]}}});
     fixture.cluster.patch("v1/Service", "default/front", "status", &status);
 
-    let replicas = [(); 2].map(|()| Controller::start(fixture.server.kubeconfig(), false));
+    let replicas = [(); 2].map(|()| Controller::start(fixture.kubeconfig.clone(), false));
     replicas.iter().for_each(Controller::until_ready);
     let controller = &replicas[0];
     assert_eq!(controller.route("ours.example.com", "/"), None);
@@ -504,7 +511,7 @@ fn a_thousand_ingresses_are_listed_and_a_change_of_one_is_served_soon() {
         .collect();
     fixture.kubectl(&["create", "-f", "-"], &all);
     let began = Instant::now();
-    let controller = Controller::start(fixture.server.kubeconfig(), true);
+    let controller = Controller::start(fixture.kubeconfig.clone(), true);
     controller.until_ready();
     println!("1,000 Ingresses are listed and published after {:?}", began.elapsed());
     assert!(controller.route("h999.example.com", "/").is_some());

@@ -216,7 +216,10 @@ fn annotations(object: &api::Ingress, findings: &mut Findings) {
         findings.report_as(
             Reason::NotSupported,
             "metadata.annotations",
-            format!("{} are for another controller and have no effect", others.join(", ")),
+            format!(
+                "some are for another controller and have no effect: {}",
+                others.join(", ")
+            ),
             "remove them, or see to it that the Ingress does without",
         );
     }

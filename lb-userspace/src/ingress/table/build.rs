@@ -49,6 +49,9 @@ pub fn build(ours: &[&Arc<Ingress>], objects: &Objects, upstream: Upstream) -> B
     }
 }
 
+/// The routes of one path type, by path.
+type Routes = HashMap<Box<[u8]>, Arc<Route>>;
+
 struct Builder<'a> {
     table: Table,
     backends: Backends<'a>,
@@ -132,7 +135,7 @@ impl Scope<'_, '_> {
             backend: self.backend(&rule.backend, &format!("{field}.backend")),
         };
         let path = path::canonical(&rule.path);
-        let (of_kind, key): (&mut HashMap<Box<[u8]>, Arc<Route>>, &[u8]) = match rule.kind {
+        let (of_kind, key): (&mut Routes, &[u8]) = match rule.kind {
             PathKind::Exact => (&mut paths.exact, &*path),
             PathKind::Prefix => (&mut paths.prefixes, path.strip_suffix(b"/").unwrap_or(&path)),
         };
