@@ -23,7 +23,7 @@ pub fn of(request: &RequestHeader) -> Option<(&str, &str)> {
     };
     let host = authority
         .or_else(|| request.uri.authority().map(|authority| authority.as_str().as_bytes()))
-        .or_else(|| request.headers.get(header::HOST).map(|host| host.as_bytes()));
+        .or_else(|| request.headers.get(header::HOST).map(http::HeaderValue::as_bytes));
     let host = match host {
         Some(host) => without_port(str::from_utf8(host).ok()?),
         None if request.version == http::Version::HTTP_11 => return None,
