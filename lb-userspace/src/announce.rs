@@ -152,7 +152,7 @@ impl Announcer {
     pub async fn changed(&mut self) {
         if self.told.changed().await.is_err() {
             // The thread has ended, and tells nothing any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

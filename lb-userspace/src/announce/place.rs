@@ -115,7 +115,7 @@ impl Place {
                 self.groups.insert(key, socket);
             }
             Err(error) => {
-                warn!(%addr, ifindex, %error, "its multicast group cannot be joined: some devices and switches will not pass questions for it on")
+                warn!(%addr, ifindex, %error, "its multicast group cannot be joined: some devices and switches will not pass questions for it on");
             }
         }
     }

@@ -66,6 +66,9 @@ impl Standing {
     }
 }
 
+/// What decisions need to know of a node: its name, how it stands, its pools, and the addresses that are its own.
+type Summary = (Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>);
+
 impl View {
     /// That of the node of this name, whose Lease is good for so long after a renewal.
     pub fn new(me: Name, own_duration: Duration) -> Self {
@@ -120,7 +123,7 @@ impl View {
     }
 
     /// What decisions are made by.
-    fn summary(&self) -> Vec<(Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>)> {
+    fn summary(&self) -> Vec<Summary> {
         let known = self.known.values();
         let parts = |known: &Known| {
             let record = &known.record;

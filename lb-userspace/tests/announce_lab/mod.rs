@@ -196,13 +196,13 @@ impl Lab {
     pub fn announcer(&mut self, address: &str) -> usize {
         poll(&format!("{address} is announced"), PATIENCE, || {
             let mut said = BTreeSet::new();
-            for node in 0..2 {
+            for (node, own_name) in NODES.iter().enumerate() {
                 let Some(agent) = &mut self.agents[node] else { continue };
                 agent.must_run();
                 let told = self.announcements(node)?;
                 let row = row(&told, address)?;
                 let name = row["node"].as_str()?.to_owned();
-                if (row["here"] == true) != (name == NODES[node]) {
+                if (row["here"] == true) != (name == *own_name) {
                     return None;
                 }
                 said.insert(name);
@@ -301,9 +301,9 @@ impl Drop for Lab {
             }
             agent.kill();
         }
-        for node in 0..2 {
+        for (node, name) in NODES.iter().enumerate() {
             let _ = Command::new("nsenter")
-                .arg(format!("--net={}", self.namespaces.path(NODES[node])))
+                .arg(format!("--net={}", self.namespaces.path(name)))
                 .arg(binary())
                 .args(["cleanup", "--force", "--pin-dir", &self.pins(node)])
                 .output();

@@ -31,7 +31,7 @@ async fn it_ends_in_order_and_finishes_what_it_has_begun() {
         .await
         .unwrap();
     assert_ne!(
-        reply.headers.get("connection").map(|value| value.as_bytes()),
+        reply.headers.get("connection").map(http::HeaderValue::as_bytes),
         Some(&b"close"[..])
     );
     assert_eq!(

@@ -107,10 +107,10 @@ impl<'a> Claim<'a> {
         let field = spec
             .and_then(|spec| spec.load_balancer_ip.as_deref())
             .unwrap_or_default();
-        let text = annotation(ADDRESSES).filter(|text| !text.is_empty()).map(|text| {
+        let text = annotation(ADDRESSES).filter(|text| !text.is_empty());
+        if text.is_some() {
             claim.requested_in = "metadata.annotations[fairway.io/addresses]";
-            text
-        });
+        }
         if let Err((message, remedy)) = claim.request(text.unwrap_or(field)) {
             let message = format!("{message}, so it is given no new address");
             claim.invalid = Some(claim.problem(claim.requested_in, message, remedy, Reason::InvalidField));

@@ -147,7 +147,7 @@ fn service(name: u8, asks: &Asks) -> Service {
     serde_json::from_value(json!({"metadata": metadata, "spec": spec})).expect("it is a Service")
 }
 
-fn block(first: String, last: String) -> Value {
+fn block(first: &str, last: &str) -> Value {
     json!({"start": first, "stop": last})
 }
 
@@ -196,7 +196,7 @@ impl World {
                     "apiVersion": "fairway.io/v1alpha1", "kind": "AddressPool",
                     "metadata": {"name": format!("p{name}"), "creationTimestamp": time(*created_s)},
                     "spec": {"disabled": disabled, "blocks": [
-                        block(v4(four.0), v4(four.0 + four.1)), block(v6(six.0 + 1), v6(six.0 + 1 + six.1)),
+                        block(&v4(four.0), &v4(four.0 + four.1)), block(&v6(six.0 + 1), &v6(six.0 + 1 + six.1)),
                     ]},
                 });
                 self.pools
@@ -207,7 +207,7 @@ impl World {
             }
             Change::Grow { name, at } => {
                 if let Some(pool) = self.pools.get_mut(&format!("p{name}")) {
-                    let more = [block(v4(*at), v4(at + 2)), block(v6(at + 1), v6(at + 2))];
+                    let more = [block(&v4(*at), &v4(at + 2)), block(&v6(at + 1), &v6(at + 2))];
                     let more = more
                         .into_iter()
                         .map(|block| serde_json::from_value(block).expect("it is a block"));

@@ -9,7 +9,7 @@ use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Service, ServiceStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -275,7 +275,7 @@ impl<'a> Leader<'a> {
         let services = self.store.services();
         // Of the others it is known what has become of them.
         self.outstanding.retain(|key, intent| {
-            let version = services.get(key).and_then(|service| service.resource_version());
+            let version = services.get(key).and_then(ResourceExt::resource_version);
             version.as_ref() == Some(&intent.resource_version)
         });
         let promised = promises(services, &self.outstanding);

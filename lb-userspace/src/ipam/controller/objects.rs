@@ -28,7 +28,7 @@ const QUEUE: usize = 1024;
 pub(super) enum News {
     Service(Box<Event<Service>>),
     Pool(Box<Event<AddressPool>>),
-    Namespace(Event<PartialObjectMeta<Namespace>>),
+    Namespace(Box<Event<PartialObjectMeta<Namespace>>>),
 }
 
 impl News {
@@ -37,7 +37,7 @@ impl News {
         match self {
             Self::Service(event) => matches!(**event, Event::Init),
             Self::Pool(event) => matches!(**event, Event::Init),
-            Self::Namespace(event) => matches!(event, Event::Init),
+            Self::Namespace(event) => matches!(**event, Event::Init),
         }
     }
 }
@@ -53,7 +53,8 @@ pub(super) fn follow_all(client: &Client) -> (JoinSet<()>, mpsc::Receiver<News>)
     let pools =
         watcher::watcher(Api::all(client.clone()), all()).map(|event| event.map(|event| News::Pool(Box::new(event))));
     tasks.spawn(follow("AddressPools", pools, news.clone()));
-    let namespaces = watcher::watcher(Api::all(client.clone()), all()).map(|event| event.map(News::Namespace));
+    let namespaces = watcher::watcher(Api::all(client.clone()), all())
+        .map(|event| event.map(|event| News::Namespace(Box::new(event))));
     tasks.spawn(follow("Namespaces", namespaces, news));
     (tasks, inbox)
 }
@@ -123,7 +124,7 @@ impl Store {
         match news {
             News::Service(event) => self.services.take(*event),
             News::Pool(event) => self.pools.take(*event),
-            News::Namespace(event) => self.namespaces.take(event),
+            News::Namespace(event) => self.namespaces.take(*event),
         }
     }
 
@@ -271,7 +272,7 @@ mod tests {
         store.take(News::Service(Box::new(Event::InitDone)));
         store.take(News::Pool(Box::new(Event::InitDone)));
         assert!(!store.is_complete());
-        store.take(News::Namespace(Event::InitDone));
+        store.take(News::Namespace(Box::new(Event::InitDone)));
         assert!(store.is_complete());
         assert_eq!(store.services().len(), 1);
     }
