@@ -175,7 +175,7 @@ impl Durations {
         let total =
             |of: &dyn Fn(&Traffic) -> &AtomicU64| services.values().map(|traffic| read(of(traffic))).sum::<u64>();
         let buckets = array::from_fn(|at| {
-            let bound = BOUNDS.get(at).map_or(f64::MAX, |bound| seconds(*bound));
+            let bound = BOUNDS.get(at).map_or(f64::INFINITY, |bound| seconds(*bound));
             (bound, total(&|traffic| &traffic.durations[at]))
         });
         Self {
