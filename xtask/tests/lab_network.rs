@@ -13,7 +13,8 @@ fn every_place_reaches_every_pod_in_every_network() {
         let Some(lab) = common::plain_lab(network, "every_place_reaches_every_pod_in_every_network") else {
             return;
         };
-        for place in Place::ALL {
+        // The neighbour has no routes: it is there for what is on its own LAN.
+        for place in Place::ALL.into_iter().filter(|place| *place != Place::Neighbour) {
             let mut requests = Vec::new();
             for pod in &PODS {
                 for v6 in [false, true] {
