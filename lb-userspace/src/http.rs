@@ -64,6 +64,14 @@ pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// If the port is in use, or the address is none of this node's.
 pub fn listen_all(at: SocketAddr) -> io::Result<TcpListener> {
+    bind_all(at)?.listen(BACKLOG)
+}
+
+/// A socket bound for [`listen_all`].
+///
+/// # Errors
+/// As [`listen_all`].
+pub fn bind_all(at: SocketAddr) -> io::Result<TcpSocket> {
     let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, at.port()));
     let (at, socket) = match at.ip().is_unspecified().then(|| socket(everywhere, false)) {
         Some(Ok(both)) => (everywhere, both),
@@ -75,7 +83,7 @@ pub fn listen_all(at: SocketAddr) -> io::Result<TcpListener> {
         None => (at, socket(at, true)?),
     };
     socket.bind(at)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
 fn socket(at: SocketAddr, own_family_only: bool) -> io::Result<TcpSocket> {

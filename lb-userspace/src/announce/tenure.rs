@@ -18,6 +18,7 @@ use super::choose::Name;
 use super::lease::{LeaseError, Leases, Record, name_of};
 use super::status::{self, Counts};
 use crate::model::Problem;
+use crate::sources::kube::contact::causes;
 use crate::sys;
 
 /// A renewal that failed is tried again after this.
@@ -220,7 +221,7 @@ impl Tenure {
             }
             Err(error) => {
                 Counts::add(&self.counts.failures);
-                let error = with_causes(&error);
+                let error = causes(&error);
                 if self.failing.is_none() {
                     warn!(error, "the Lease could not be renewed; it is tried again");
                 }
@@ -252,7 +253,7 @@ impl Tenure {
         match timeout(FAREWELL, self.leases.write(&farewell)).await {
             Ok(Ok(())) => info!("the Lease is given up: others announce now"),
             Ok(Err(error)) => warn!(
-                error = with_causes(&error),
+                error = causes(&error),
                 "the Lease could not be given up: others take over when it ends"
             ),
             Err(_) => warn!("the Lease could not be given up in time: others take over when it ends"),
@@ -271,19 +272,4 @@ impl Tenure {
             )
         })
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Some errors already quote their cause.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -2,12 +2,11 @@
 //! HTTP is spoken).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use nix::sys::socket::{setsockopt, sockopt};
 use pingora::apps::ServerApp;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::Stream;
@@ -16,7 +15,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
@@ -24,6 +23,7 @@ use tracing::debug;
 use super::table::Config;
 use super::wire::{Connection, Wire};
 use super::{Clients, Shared, Stage, proxy_protocol};
+use crate::http;
 
 /// Connections that wait to be taken.
 const BACKLOG: u32 = 4096;
@@ -85,31 +85,7 @@ impl Tls {
 /// # Errors
 /// If the port is in use, or the address is none of this machine's.
 pub fn bind(at: SocketAddr) -> io::Result<StdListener> {
-    let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, at.port()));
-    let (at, socket) = match at.ip().is_unspecified().then(|| socket(everywhere, false)) {
-        Some(Ok(both)) => (everywhere, both),
-        // The kernel has no IPv6.
-        Some(Err(_)) => {
-            let at = SocketAddr::from((Ipv4Addr::UNSPECIFIED, at.port()));
-            (at, socket(at, true)?)
-        }
-        None => (at, socket(at, true)?),
-    };
-    socket.bind(at)?;
-    socket.listen(BACKLOG)?.into_std()
-}
-
-fn socket(at: SocketAddr, own_family_only: bool) -> io::Result<TcpSocket> {
-    let socket = match at.ip() {
-        IpAddr::V4(_) => TcpSocket::new_v4()?,
-        IpAddr::V6(_) => {
-            let socket = TcpSocket::new_v6()?;
-            setsockopt(&socket, sockopt::Ipv6V6Only, &own_family_only)?;
-            socket
-        }
-    };
-    socket.set_reuseaddr(true)?;
-    Ok(socket)
+    http::bind_all(at)?.listen(BACKLOG)?.into_std()
 }
 
 /// Takes connections until it is time to stop, and hands them to `app`. Every connection holds a clone of `alive`.
@@ -249,6 +225,8 @@ async fn prior_knowledge(stream: &TcpStream) -> io::Result<Option<bool>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;

@@ -65,7 +65,7 @@ impl Contact {
 }
 
 /// The error with its causes: the outermost of a client says no more than that there is one.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
