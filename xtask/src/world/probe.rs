@@ -259,7 +259,9 @@ impl World {
         let mut sockets = BTreeMap::new();
         for (kind, count) in counts {
             let (place, in_cgroup, v6, protocol) = kind;
-            let made = self.sockets(place, in_cgroup, v6, Kind::Of(protocol), count + count.div_ceil(16))?;
+            // Some find their port in use, and are opened again.
+            let spare = 4 + count.div_ceil(8);
+            let made = self.sockets(place, in_cgroup, v6, Kind::Of(protocol), count + spare)?;
             sockets.insert(kind, made);
         }
         Ok(sockets)
