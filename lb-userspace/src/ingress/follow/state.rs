@@ -62,17 +62,8 @@ impl<T: Named> Change<T> {
     fn make(self, objects: &mut BTreeMap<ObjectKey, Arc<T>>, listed: &mut bool) -> bool {
         match self {
             Self::All(list) => {
-                let mut before = std::mem::take(objects);
-                *objects = list
-                    .into_iter()
-                    .map(|new| {
-                        // What is the same stays the same: a Secret that was looked into need not be again.
-                        let same = before.remove(new.key()).filter(|known| **known == new);
-                        (new.key().clone(), same.unwrap_or_else(|| Arc::new(new)))
-                    })
-                    .collect();
-                *listed = true;
-                true
+                let list = list.into_iter().map(|new| (new.key().clone(), Arc::new(new)));
+                replace(objects, list.collect(), listed)
             }
             Self::One(new) => {
                 let same = objects.get(new.key()).is_some_and(|known| **known == new);
@@ -84,6 +75,24 @@ impl<T: Named> Change<T> {
             Self::Gone(key) => objects.remove(&key).is_some(),
         }
     }
+}
+
+/// Puts a complete list in the place of what is known; whether anything is another, or known for the first time. What is
+/// the same stays the same: a Secret that was looked into need not be again.
+fn replace<T: PartialEq>(
+    known: &mut BTreeMap<ObjectKey, Arc<T>>,
+    mut list: BTreeMap<ObjectKey, Arc<T>>,
+    listed: &mut bool,
+) -> bool {
+    let mut news = !std::mem::replace(listed, true) || list.len() != known.len();
+    for (key, new) in &mut list {
+        match known.get(key) {
+            Some(same) if same == new => *new = Arc::clone(same),
+            _ => news = true,
+        }
+    }
+    *known = list;
+    news
 }
 
 /// Everything that is known.
@@ -136,16 +145,14 @@ impl State {
             News::Slices(change) => change.make(&mut objects.slices, &mut listed.slices),
             News::Secrets(change) => change.make(&mut objects.secrets, &mut listed.secrets),
             News::Everything(all, problems) => {
-                *objects = *all;
-                self.problems = problems;
-                *listed = Listed {
-                    ingresses: true,
-                    classes: true,
-                    services: true,
-                    slices: true,
-                    secrets: true,
-                };
-                true
+                let all = *all;
+                let others = std::mem::replace(&mut self.problems, problems) != self.problems;
+                replace(&mut objects.ingresses, all.ingresses, &mut listed.ingresses)
+                    | replace(&mut objects.classes, all.classes, &mut listed.classes)
+                    | replace(&mut objects.services, all.services, &mut listed.services)
+                    | replace(&mut objects.slices, all.slices, &mut listed.slices)
+                    | replace(&mut objects.secrets, all.secrets, &mut listed.secrets)
+                    | others
             }
         }
     }
