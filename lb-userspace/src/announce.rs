@@ -63,8 +63,8 @@ pub struct Wish {
     pub is_known: bool,
     /// There are pools that are announced.
     pub has_pools: bool,
-    /// What there is to announce.
-    pub demands: Demands,
+    /// What there is to announce: shared, since it is handed over at every change of any object.
+    pub demands: Arc<Demands>,
     /// For which pools this node may, and on which devices.
     pub places: Places,
     /// Those of the addresses that this node has itself.
@@ -144,8 +144,8 @@ impl Announcer {
     }
 
     /// What is announced, and what is wrong.
-    pub fn told(&self) -> Told {
-        self.told.borrow().clone()
+    pub fn told(&self) -> watch::Ref<'_, Told> {
+        self.told.borrow()
     }
 
     /// Waits until something else is told.

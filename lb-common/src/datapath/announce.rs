@@ -14,7 +14,7 @@
 //! device than this, where it comes in without. Gratuitous ARP, and what is malformed in whichever way (RFC 4861 section
 //! 7.1.1), pass as they came.
 
-use super::reject::addresses;
+use super::reject::{addresses, pseudo_header};
 use super::rewrite::sum;
 use super::{Progress, Step, Verdict, done, not_ours};
 use crate::abi::{Addr4, Addr6, Announced, AnnouncedKey, DropReason, Family, Hook, Mac, Outcome, V4, V6};
@@ -152,11 +152,7 @@ fn solicits<P: Packet, E: Env>(packet: &P, env: &E) -> Option<Request> {
         return None;
     }
     check_options(packet, len, from_nobody)?;
-    let total = sum(packet, L4, len)?
-        .wrapping_add(addresses(&ip.src, &ip.dst))
-        .wrapping_add(u64::from(ip.payload_len.raw()))
-        .wrapping_add(u64::from(u16::from(next_header::ICMPV6).to_be()));
-    if fold(total) != 0xffff {
+    if fold(sum(packet, L4, len)?.wrapping_add(pseudo_header(&ip))) != 0xffff {
         return None;
     }
     Some(request)
@@ -213,10 +209,8 @@ fn advertise<P: Packet>(packet: &mut P, mac: Mac) -> Option<()> {
         mac,
     };
     message.check = Be16::from_raw(!fold(
-        addresses(&ip.src, &ip.dst)
+        pseudo_header(&ip)
             .wrapping_add(addresses(&target, &Addr6::default()))
-            .wrapping_add(u64::from(ip.payload_len.raw()))
-            .wrapping_add(u64::from(u16::from(next_header::ICMPV6).to_be()))
             .wrapping_add(pair(message.kind, message.code))
             .wrapping_add(pair(flags, 0))
             .wrapping_add(link_address(&option)),

@@ -12,7 +12,7 @@
 use super::parse::{self, Headers};
 use super::rewrite::{self, Macs};
 use super::{Ip, Step, Verdict, done};
-use crate::abi::{Addr6, Address, DropReason, Outcome, V4, V6};
+use crate::abi::{Address, DropReason, Outcome, V4, V6};
 use crate::checksum::fold;
 use crate::env::{Env, Packet};
 use crate::wire::{Be16, Icmp, Ipv4, Ipv6, next_header};
@@ -105,11 +105,6 @@ pub(super) fn write_icmp_v6<P: Packet>(packet: &mut P, headers: &Headers<V6>) ->
     };
     let payload_len = quote.wrapping_add(size_of::<Icmp>() as u32);
     let quoted = rewrite::sum(packet, headers.l3.wrapping_add(ROOM), quote)?;
-    // The pseudo-header: addresses, length, number of the next header.
-    let pseudo = addresses::<Addr6>(&headers.dst, &headers.src)
-        .wrapping_add(u64::from((payload_len as u16).to_be()))
-        .wrapping_add(u64::from(u16::from(next_header::ICMPV6).to_be()));
-    icmp.check = Be16::from_raw(!fold(quoted.wrapping_add(icmp_start(&icmp)).wrapping_add(pseudo)));
     let ip = Ipv6 {
         version_class: 0x60,
         flow: [0; 3],
@@ -119,6 +114,9 @@ pub(super) fn write_icmp_v6<P: Packet>(packet: &mut P, headers: &Headers<V6>) ->
         src: headers.dst,
         dst: headers.src,
     };
+    icmp.check = Be16::from_raw(!fold(
+        quoted.wrapping_add(icmp_start(&icmp)).wrapping_add(pseudo_header(&ip)),
+    ));
     packet.store(headers.l3, &ip)?;
     packet.store(headers.l3.wrapping_add(size_of::<Ipv6>() as u32), &icmp)?;
     turn_around(packet, macs)
@@ -127,6 +125,15 @@ pub(super) fn write_icmp_v6<P: Packet>(packet: &mut P, headers: &Headers<V6>) ->
 #[inline(always)]
 fn icmp_start(icmp: &Icmp) -> u64 {
     u64::from(u16::from_ne_bytes([icmp.kind, icmp.code]))
+}
+
+/// The sum of the pseudo-header of an ICMPv6 message without extension headers (RFC 8200 section 8.1): addresses, length,
+/// number of the next header.
+#[inline(always)]
+pub(super) fn pseudo_header(ip: &Ipv6) -> u64 {
+    addresses(&ip.src, &ip.dst)
+        .wrapping_add(u64::from(ip.payload_len.raw()))
+        .wrapping_add(u64::from(u16::from(next_header::ICMPV6).to_be()))
 }
 
 /// The sum of two addresses.

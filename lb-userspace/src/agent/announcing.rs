@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use super::Origin;
 use crate::announce::choose::Name;
 use crate::announce::demand::{Demands, Index};
-use crate::announce::duty::Told;
 use crate::announce::place::Place;
 use crate::announce::places::places;
 use crate::announce::status::{Announcements, Counts};
@@ -35,7 +34,7 @@ pub struct Settings {
 /// What the loop knows of announcement.
 pub struct Announcing {
     index: Index,
-    demands: Demands,
+    demands: Arc<Demands>,
     labels: BTreeMap<String, String>,
     /// `None`: this node announces nothing.
     announcer: Option<Announcer>,
@@ -68,7 +67,7 @@ impl Announcing {
         };
         Ok(Self {
             index: Index::default(),
-            demands: Demands::new(),
+            demands: Arc::default(),
             labels: BTreeMap::new(),
             announcer,
         })
@@ -92,7 +91,7 @@ impl Announcing {
         let Some(announcer) = &self.announcer else { return };
         if self.index.take_changed() {
             let proxy_name = reconciler.node().settings.proxy_name.as_ref();
-            self.demands = self.index.demands(proxy_name, |service| reconciler.slices(service));
+            self.demands = Arc::new(self.index.demands(proxy_name, |service| reconciler.slices(service)));
         }
         let mine = self.demands.keys().filter(|addr| network.is_local(**addr));
         announcer.wish(Wish {
@@ -100,29 +99,28 @@ impl Announcing {
             has_pools: self.index.pools().next().is_some(),
             owns: mine.copied().collect(),
             places: places(self.index.pools(), &self.labels, network, attached),
-            demands: self.demands.clone(),
+            demands: Arc::clone(&self.demands),
         });
     }
 
     /// What is wrong with pools and with announcement.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.index.problems().cloned().collect();
-        problems.extend(self.told().problems);
+        if let Some(announcer) = &self.announcer {
+            problems.extend(announcer.told().problems.iter().cloned());
+        }
         problems
     }
 
     /// What is announced.
     pub fn announcements(&self) -> Announcements {
-        self.told().announcements
+        let told = self.announcer.as_ref().map(Announcer::told);
+        told.map(|told| told.announcements.clone()).unwrap_or_default()
     }
 
     /// How often things happened, if this node announces.
     pub fn counts(&self) -> Option<&Arc<Counts>> {
         self.announcer.as_ref().map(Announcer::counts)
-    }
-
-    fn told(&self) -> Told {
-        self.announcer.as_ref().map(Announcer::told).unwrap_or_default()
     }
 
     /// Waits until something else is announced or wrong.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
-use lb_common::abi::{Addr4, Addr6, Announced, AnnouncedKey, Mac};
+use lb_common::abi::{Addr4, Addr6, Address, Announced, AnnouncedKey, Mac};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tracing::warn;
 
@@ -88,19 +88,16 @@ impl Place {
     /// # Errors
     /// If they cannot be read.
     pub fn entries(&self) -> Result<BTreeMap<Key, Mac>, MapsError> {
+        fn add<A: Address>(all: &mut BTreeMap<Key, Mac>, chunk: &[(AnnouncedKey<A>, Announced)]) {
+            all.extend(
+                chunk
+                    .iter()
+                    .map(|(key, value)| ((key.addr.into(), key.ifindex), value.mac)),
+            );
+        }
         let mut all = BTreeMap::new();
-        self.v4.walk(|chunk| {
-            let entries = chunk
-                .iter()
-                .map(|(key, value)| ((key.addr.into(), key.ifindex), value.mac));
-            all.extend(entries);
-        })?;
-        self.v6.walk(|chunk| {
-            let entries = chunk
-                .iter()
-                .map(|(key, value)| ((key.addr.into(), key.ifindex), value.mac));
-            all.extend(entries);
-        })?;
+        self.v4.walk(|chunk| add(&mut all, chunk))?;
+        self.v6.walk(|chunk| add(&mut all, chunk))?;
         Ok(all)
     }
 
