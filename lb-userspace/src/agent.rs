@@ -41,7 +41,7 @@ use crate::datapath::probe;
 use crate::desired::{self, LocalAddresses, NodeState};
 use crate::maps::bpf::{BpfMap, BpfMaps};
 use crate::maps::table::Sizes;
-use crate::model::Problem;
+use crate::model::{Problem, log_changes};
 use crate::netlink::next_hops::{AdjacencyMap, AdjacencyTable};
 use crate::netlink::pod_devices::PodDevices;
 use crate::netlink::{self, Kind, Watcher, network::Network};
@@ -397,19 +397,7 @@ impl Agent {
         if problems == self.problems {
             return;
         }
-        for problem in problems.iter().filter(|p| !self.problems.contains(p)) {
-            warn!(
-                kind = %problem.kind,
-                object = %problem.object,
-                field = problem.field,
-                remedy = problem.remedy,
-                "{}",
-                problem.message
-            );
-        }
-        for problem in self.problems.iter().filter(|p| !problems.contains(p)) {
-            info!(kind = %problem.kind, object = %problem.object, field = problem.field, "no longer wrong");
-        }
+        log_changes(&self.problems, &problems);
         self.telemetry.tell(&problems);
         self.problems = problems;
     }

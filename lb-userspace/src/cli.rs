@@ -6,6 +6,7 @@ mod controller;
 mod crds;
 mod ingress;
 mod log;
+mod objects;
 mod view;
 
 use std::io;

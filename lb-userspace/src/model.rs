@@ -14,10 +14,11 @@ mod service;
 mod service_cidr;
 mod slice;
 
+pub(crate) use convert::Findings;
 pub use key::{IpFamily, ObjectKey, Protocol};
 pub use node::Node;
 pub use pool::Pool;
-pub use problem::{ObjectKind, Problem, Reason};
+pub use problem::{ObjectKind, Problem, Reason, log_changes};
 pub use service::{Policy, Service, ServicePort, SourceRanges, Standing};
 pub use service_cidr::{ServiceCidr, ranges_of};
 pub use slice::{Endpoint, EndpointSlice, Hints, SlicePort};

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use ipnet::IpNet;
 use lb_common::abi::{Config, config_flags};
 
 use super::log::Log;
+use super::objects::{From, Objects};
 use crate::agent::{self, AnnounceSettings, Listen, Origin, TelemetrySettings};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
 use crate::datapath::load::Drops;
@@ -38,13 +39,8 @@ pub struct Args {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: String,
 
-    /// Take objects from the YAML and JSON files of this folder, and follow its changes.
-    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", help_heading = "Objects")]
-    manifests: Option<PathBuf>,
-
-    /// Take objects from the API that this kubeconfig's current context names.
-    #[arg(long, value_name = "FILE", help_heading = "Objects")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    objects: Objects,
 
     /// The ranges of pod addresses: clients in them are pods, others are masqueraded on their way to a ClusterIP.
     /// `node` stands for the ranges in the own Node object (`spec.podCIDRs`); with `none` pods are not told from
@@ -308,31 +304,17 @@ impl Args {
                 ..Config::default()
             },
         };
-        let origin = match (self.manifests, self.kubeconfig) {
-            (Some(dir), _) => {
-                ensure!(dir.is_dir(), "--manifests {} is not a folder", dir.display());
-                Origin::Manifests(manifests::Options {
-                    dir,
-                    node_name,
-                    service_cidrs: self.service_cidrs,
-                })
-            }
-            (None, Some(file)) => Origin::Api(kube::Options {
-                access: kube::Access::Kubeconfig(file),
+        let origin = match self.objects.from()? {
+            From::Manifests(dir) => Origin::Manifests(manifests::Options {
+                dir,
+                node_name,
+                service_cidrs: self.service_cidrs,
+            }),
+            From::Api(access) => Origin::Api(kube::Options {
+                access,
                 node_name,
                 proxy_name,
             }),
-            (None, None) => {
-                ensure!(
-                    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
-                    "this is not a pod of a cluster: give --manifests DIR or --kubeconfig FILE"
-                );
-                Origin::Api(kube::Options {
-                    access: kube::Access::InCluster,
-                    node_name,
-                    proxy_name,
-                })
-            }
         };
         Ok(agent::Settings {
             node,

@@ -1,16 +1,15 @@
 //! `fairway controller`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
 
 use super::log::Log;
+use super::objects::{From, Objects};
 use crate::agent::Listen;
 use crate::ipam::allocate;
 use crate::ipam::controller::{self, Origin, Timing};
-use crate::sources::kube::Access;
 
 /// Run the address controller: give Services of type LoadBalancer addresses from pools.
 ///
@@ -25,13 +24,8 @@ use crate::sources::kube::Access;
     fairway controller --manifests ./manifests --service-cidrs 10.96.0.0/16\n  \
     fairway controller --kubeconfig ~/.kube/config")]
 pub struct Args {
-    /// Take objects from the YAML and JSON files of this folder, and follow its changes.
-    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", help_heading = "Objects")]
-    manifests: Option<PathBuf>,
-
-    /// Take objects from the API that this kubeconfig's current context names.
-    #[arg(long, value_name = "FILE", help_heading = "Objects")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    objects: Objects,
 
     /// With --manifests: the ranges of ClusterIPs, as the agents have them. The family of the first is that of Services which
     /// do not say what family they are of.
@@ -100,25 +94,16 @@ impl Args {
                 renew: self.lease_renewal,
             },
         );
-        let origin = match (self.manifests, self.kubeconfig) {
-            (Some(dir), _) => {
-                ensure!(dir.is_dir(), "--manifests {} is not a folder", dir.display());
-                Origin::Manifests {
-                    dir,
-                    service_cidrs: self.service_cidrs,
-                }
-            }
-            (None, file) => {
-                ensure!(
-                    file.is_some() || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
-                    "this is not a pod of a cluster: give --manifests DIR or --kubeconfig FILE"
-                );
-                Origin::Api {
-                    access: file.map_or(Access::InCluster, Access::Kubeconfig),
-                    lease_namespace,
-                    timing,
-                }
-            }
+        let origin = match self.objects.from()? {
+            From::Manifests(dir) => Origin::Manifests {
+                dir,
+                service_cidrs: self.service_cidrs,
+            },
+            From::Api(access) => Origin::Api {
+                access,
+                lease_namespace,
+                timing,
+            },
         };
         Ok(controller::Settings {
             origin,

@@ -1,7 +1,6 @@
 //! `fairway ingress`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
@@ -11,13 +10,13 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::log::Log;
+use super::objects::{From, Objects};
 use crate::agent::Listen;
 use crate::ingress::follow::{Origin, Source};
 use crate::ingress::objects::ClassOptions;
 use crate::ingress::table::Upstream;
 use crate::ingress::{self, AccessLogTarget, Backends, Clients, Settings};
 use crate::model::ObjectKey;
-use crate::sources::kube::Access;
 
 /// Where the kernel tells the host's name; in a pod that is the pod's.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
@@ -38,13 +37,8 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
     fairway ingress --manifests ./manifests --service-cidrs 10.96.0.0/16\n  \
     fairway ingress --kubeconfig ~/.kube/config --publish-service fairway/ingress")]
 pub struct Args {
-    /// Take objects from the YAML and JSON files of this folder, and follow its changes.
-    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", help_heading = "Objects")]
-    manifests: Option<PathBuf>,
-
-    /// Take objects from the API that this kubeconfig's current context names.
-    #[arg(long, value_name = "FILE", help_heading = "Objects")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    objects: Objects,
 
     /// With --manifests, Services without a ClusterIP get one from these ranges.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',', help_heading = "Objects")]
@@ -211,22 +205,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 impl Args {
     fn settings(self) -> anyhow::Result<Settings> {
-        let origin = match (self.manifests, self.kubeconfig) {
-            (Some(dir), _) => {
-                ensure!(dir.is_dir(), "--manifests {} is not a folder", dir.display());
-                Origin::Manifests {
-                    dir,
-                    service_cidrs: self.service_cidrs,
-                }
-            }
-            (None, Some(file)) => Origin::Api(Access::Kubeconfig(file)),
-            (None, None) => {
-                ensure!(
-                    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
-                    "this is not a pod of a cluster: give --manifests DIR or --kubeconfig FILE"
-                );
-                Origin::Api(Access::InCluster)
-            }
+        let origin = match self.objects.from()? {
+            From::Manifests(dir) => Origin::Manifests {
+                dir,
+                service_cidrs: self.service_cidrs,
+            },
+            From::Api(access) => Origin::Api(access),
         };
         let instance = match self.instance {
             Some(name) => name,

@@ -75,6 +75,24 @@ struct Asked {
     last: bool,
 }
 
+impl Exchange {
+    /// One that begins now.
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            connection: None,
+            route: None,
+            traffic: None,
+            id: None,
+            first: 0,
+            unreachable: 0,
+            tries: 0,
+            backend: None,
+            failure: None,
+        }
+    }
+}
+
 impl Engine {
     /// An engine.
     pub fn new(shared: Arc<Shared>) -> Self {
@@ -124,18 +142,7 @@ impl ProxyHttp for Engine {
     type CTX = Exchange;
 
     fn new_ctx(&self) -> Exchange {
-        Exchange {
-            began: Instant::now(),
-            connection: None,
-            route: None,
-            traffic: None,
-            id: None,
-            first: 0,
-            unreachable: 0,
-            tries: 0,
-            backend: None,
-            failure: None,
-        }
+        Exchange::new()
     }
 
     /// Bodies pass as they are.
@@ -423,13 +430,6 @@ mod tests {
 
     fn exchange(connected: bool) -> Exchange {
         Exchange {
-            began: Instant::now(),
-            connection: None,
-            route: None,
-            traffic: None,
-            id: None,
-            first: 0,
-            unreachable: 0,
             tries: 1,
             backend: Some(Asked {
                 address: addrs(&["10.96.0.1:80"])[0],
@@ -438,7 +438,7 @@ mod tests {
                 connected,
                 last: false,
             }),
-            failure: None,
+            ..Exchange::new()
         }
     }
 

@@ -27,7 +27,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::state::{News, State};
 use super::objects::ClassOptions;
@@ -218,14 +218,7 @@ impl Publisher {
     /// Writes into the log what was not wrong before, and how much was mended.
     fn tell(&mut self, problems: &[Problem]) {
         for problem in problems.iter().filter(|problem| !self.told.contains(problem)) {
-            warn!(
-                kind = %problem.kind,
-                object = %problem.object,
-                field = problem.field,
-                remedy = problem.remedy,
-                "{}",
-                problem.message
-            );
+            problem.warn();
         }
         let now: HashSet<Problem> = problems.iter().cloned().collect();
         let mended = self.told.difference(&now).count();

@@ -13,14 +13,15 @@ use ipnet::IpNet;
 use super::{ObjectKey, ObjectKind, Problem, Protocol, Reason};
 
 /// Gathers what is wrong with one object.
-struct Findings {
+#[derive(Debug)]
+pub(crate) struct Findings {
     kind: ObjectKind,
     object: ObjectKey,
-    problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 impl Findings {
-    fn new(kind: ObjectKind, object: &ObjectKey) -> Self {
+    pub(crate) fn new(kind: ObjectKind, object: &ObjectKey) -> Self {
         Self {
             kind,
             object: object.clone(),
@@ -28,14 +29,26 @@ impl Findings {
         }
     }
 
-    fn report(&mut self, field: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) {
+    /// A field that says what cannot be served.
+    pub(crate) fn report(&mut self, field: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) {
+        self.report_as(Reason::InvalidField, field, message, remedy);
+    }
+
+    /// As [`Self::report`], for another reason.
+    pub(crate) fn report_as(
+        &mut self,
+        reason: Reason,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.problems.push(Problem {
             kind: self.kind,
             object: self.object.clone(),
             field: field.into(),
             message: message.into(),
             remedy: remedy.into(),
-            reason: Reason::InvalidField,
+            reason,
         });
     }
 

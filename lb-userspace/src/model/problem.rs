@@ -1,6 +1,9 @@
 //! What is wrong with an object, as data.
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+use tracing::{info, warn};
 
 use super::ObjectKey;
 
@@ -147,6 +150,31 @@ pub struct Problem {
     pub remedy: String,
     /// What it comes from.
     pub reason: Reason,
+}
+
+impl Problem {
+    /// Writes it into the log.
+    pub fn warn(&self) {
+        warn!(
+            kind = %self.kind,
+            object = %self.object,
+            field = self.field,
+            remedy = self.remedy,
+            "{}",
+            self.message
+        );
+    }
+}
+
+/// Logs the problems that are new, and those that are gone.
+pub fn log_changes(before: &[Problem], now: &[Problem]) {
+    let (before, now): (BTreeSet<&Problem>, BTreeSet<&Problem>) = (before.iter().collect(), now.iter().collect());
+    for problem in now.difference(&before) {
+        problem.warn();
+    }
+    for problem in before.difference(&now) {
+        info!(kind = %problem.kind, object = %problem.object, field = problem.field, "no longer wrong");
+    }
 }
 
 impl fmt::Display for ObjectKind {

@@ -4,6 +4,7 @@
 //! [`names`].
 
 mod names;
+pub(crate) mod samples;
 mod scrape;
 pub(crate) mod text;
 
@@ -22,7 +23,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
-use self::names::Name;
+use self::samples::Name;
 use self::scrape::Scrape;
 use super::state::Connections;
 use crate::announce::status::{Announcements, Counts};

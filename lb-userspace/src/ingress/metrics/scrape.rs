@@ -1,7 +1,7 @@
 //! The numbers as metrics, when somebody asks.
 
 use std::array;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -13,32 +13,14 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
 use super::Metrics;
-use super::names::{self, Name};
+use super::names;
 use super::series::{BOUNDS, Traffic};
 use crate::model::ObjectKey;
-
-/// Labels with their values.
-type Labels<const N: usize> = [(&'static str, String); N];
+use crate::observe::metrics::samples::{self, family, single};
 
 /// All metrics.
 #[derive(Debug)]
 pub(super) struct Scrape(pub(super) Arc<Metrics>);
-
-fn family<const N: usize, M: EncodeMetric>(
-    encoder: &mut DescriptorEncoder<'_>,
-    (name, help, kind): Name,
-    samples: impl IntoIterator<Item = (Labels<N>, M)>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-    for (labels, value) in samples {
-        value.encode(metric.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
-
-fn single(encoder: &mut DescriptorEncoder<'_>, (name, help, kind): Name, value: &impl EncodeMetric) -> fmt::Result {
-    value.encode(encoder.encode_descriptor(name, help, None, kind)?)
-}
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -144,22 +126,8 @@ impl Scrape {
         single(encoder, names::ROUTES, &ConstGauge::new(read(&self.0.routes)))?;
         let took = seconds(read(&self.0.publish_micros));
         single(encoder, names::PUBLISH, &ConstGauge::new(took))?;
-        let problems = self.0.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        // Several things can be wrong with one field, and each sample has to be there once.
-        let labels: BTreeSet<Labels<5>> = problems
-            .iter()
-            .map(|problem| {
-                [
-                    ("kind", problem.kind.to_string()),
-                    ("namespace", problem.object.namespace.to_string()),
-                    ("name", problem.object.name.to_string()),
-                    ("field", problem.field.clone()),
-                    ("reason", problem.reason.name().to_owned()),
-                ]
-            })
-            .collect();
-        let samples = labels.into_iter().map(|labels| (labels, ConstGauge::new(1_u64)));
-        family(encoder, names::PROBLEMS, samples)
+        let problems = self.0.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        samples::problems(encoder, names::PROBLEMS, &problems)
     }
 }
 

@@ -4,6 +4,7 @@ use super::names::ALL;
 use super::*;
 use crate::ingress::table::{Backend, BackendProtocol};
 use crate::model::{ObjectKind, Reason};
+use crate::observe::metrics::samples::Name;
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("shop", name)
@@ -114,7 +115,7 @@ fn every_metric_is_explained_in_the_documentation() {
         .count(Protocol::Http1, 200, Duration::ZERO, 0, 0);
     let text = text(&metrics);
     let documentation = include_str!("../../../../docs/ingress-operations.md");
-    for (name, _, kind) in ALL {
+    for Name { name, kind, .. } in ALL {
         let name = format!(
             "{name}{}",
             if matches!(kind, prometheus_client::metrics::MetricType::Counter) {

@@ -15,11 +15,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::api::Written;
 use crate::ipam::allocate::{Decision, Plan};
-use crate::model::{ObjectKey, Problem};
+use crate::model::{ObjectKey, Problem, log_changes};
 use crate::observe::metrics::text;
 
 /// A loop that has not come round for this long is stuck. A request may take ten seconds.
@@ -240,21 +240,7 @@ impl Tidings {
         if problems == self.problems {
             return false;
         }
-        let before: BTreeSet<&Problem> = self.problems.iter().collect();
-        let now: BTreeSet<&Problem> = problems.iter().collect();
-        for problem in now.difference(&before) {
-            warn!(
-                kind = %problem.kind,
-                object = %problem.object,
-                field = problem.field,
-                remedy = problem.remedy,
-                "{}",
-                problem.message
-            );
-        }
-        for problem in before.difference(&now) {
-            info!(kind = %problem.kind, object = %problem.object, field = problem.field, "no longer wrong");
-        }
+        log_changes(&self.problems, problems);
         self.problems = problems.to_vec();
         true
     }

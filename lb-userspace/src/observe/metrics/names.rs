@@ -3,42 +3,7 @@
 //! Metrics that kube-proxy has keep its names (`pkg/proxy/metrics/metrics.go`, 1.37), so that dashboards, alerts and
 //! Kubernetes' own service level queries go on working.
 
-use prometheus_client::metrics::MetricType;
-
-/// A metric.
-#[derive(Clone, Copy, Debug)]
-pub struct Name {
-    /// Its name.
-    pub name: &'static str,
-    /// What it tells.
-    pub help: &'static str,
-    /// What it is.
-    pub kind: MetricType,
-}
-
-const fn gauge(name: &'static str, help: &'static str) -> Name {
-    let kind = MetricType::Gauge;
-    Name { name, help, kind }
-}
-
-const fn counter(name: &'static str, help: &'static str) -> Name {
-    let kind = MetricType::Counter;
-    Name { name, help, kind }
-}
-
-const fn histogram(name: &'static str, help: &'static str) -> Name {
-    let kind = MetricType::Histogram;
-    Name { name, help, kind }
-}
-
-macro_rules! names {
-    ($($constant:ident = $make:ident($name:literal, $help:literal);)*) => {
-        $(#[doc = $help] pub const $constant: Name = $make($name, $help);)*
-        /// All of them.
-        #[cfg(test)]
-        pub const ALL: &[Name] = &[$($constant),*];
-    };
-}
+use super::samples::{Name, names};
 
 names! {
     SYNC_DURATION = histogram("kubeproxy_sync_proxy_rules_duration_seconds", "Time to bring the maps up to date with what has changed");

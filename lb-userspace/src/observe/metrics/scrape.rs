@@ -1,18 +1,18 @@
 //! What is read when somebody asks for metrics, rather than counted along the way.
 
-use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tracing::debug;
 
-use super::names::{self, Name};
+use super::names;
+use super::samples::{self, Name, family, single};
 use super::{seconds, since_epoch};
 use crate::datapath::pin::PinDir;
 use crate::model::Problem;
@@ -33,29 +33,6 @@ impl Debug for Scrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scrape").finish_non_exhaustive()
     }
-}
-
-/// Labels with their values.
-type Labels<const N: usize> = [(&'static str, String); N];
-
-fn family<const N: usize, M: EncodeMetric>(
-    encoder: &mut DescriptorEncoder<'_>,
-    Name { name, help, kind }: Name,
-    samples: impl IntoIterator<Item = (Labels<N>, M)>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-    for (labels, value) in samples {
-        value.encode(metric.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
-
-fn single(
-    encoder: &mut DescriptorEncoder<'_>,
-    Name { name, help, kind }: Name,
-    value: &impl EncodeMetric,
-) -> fmt::Result {
-    value.encode(encoder.encode_descriptor(name, help, None, kind)?)
 }
 
 impl Collector for Scrape {
@@ -107,23 +84,8 @@ impl Scrape {
     }
 
     fn problems(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        // Several things can be wrong with one field, and each sample has to be there once.
-        let labels: BTreeSet<Labels<5>> = problems
-            .iter()
-            .map(|problem| {
-                [
-                    ("kind", problem.kind.to_string()),
-                    ("namespace", problem.object.namespace.to_string()),
-                    ("name", problem.object.name.to_string()),
-                    ("field", problem.field.clone()),
-                    ("reason", problem.reason.name().to_owned()),
-                ]
-            })
-            .collect();
-        drop(problems);
-        let samples = labels.into_iter().map(|labels| (labels, ConstGauge::new(1_u64)));
-        family(encoder, names::PROBLEM, samples)
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        samples::problems(encoder, names::PROBLEM, &problems)
     }
 
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
