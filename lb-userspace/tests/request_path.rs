@@ -1,5 +1,6 @@
 //! The whole path of a request on a real API server, with kubectl as a user has it: what is created there gets an address,
-//! is announced, and serves a client that found it by ARP; what is deleted is withdrawn.
+//! is announced, and serves a client that found it by ARP; what is deleted is withdrawn. The controllers run with what
+//! `deploy/` says: its arguments, the rights of its service accounts.
 //!
 //! ```text
 //! client 192.0.2.2 ── eth0 192.0.2.1 ┌──────┐ ── pod 10.244.1.16 of my-spring-app
@@ -20,7 +21,7 @@ use support::namespaces::within;
 use support::node::{PATIENCE, binary};
 use support::poll;
 use support::process::Program;
-use support::world::{World, world};
+use support::world::{POD as POD_KIND, World, world};
 
 /// The pod of the application, and what the client is to hear from it.
 const POD: (&str, u8, &str) = ("my-spring-app-1", 16, "10.244.1.16:8080");
@@ -32,20 +33,12 @@ metadata: {name: default}
 spec:
   blocks: [{start: 192.0.2.100, stop: 192.0.2.109}]
 ";
-/// The Ingress controller, whose pod is in the node's own network.
-const INGRESS: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: fairway-ingress, namespace: default}
-spec:
-  type: LoadBalancer
-  selector: {app: fairway-ingress}
-  ports: [{name: http, port: 80, targetPort: 8000}]
-";
+/// The namespace of the Ingress controller, and its Service there.
+const INGRESS: (&str, &str) = ("fairway-ingress", "ingress");
 
-/// A manifest that users of the document have.
-fn example(name: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+/// A manifest that users have.
+fn manifest(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
@@ -64,37 +57,61 @@ fn ask(client: &str, address: IpAddr) -> std::io::Result<(u16, String)> {
     })
 }
 
-/// Starts another of Fairway's processes beside the agent.
-fn start(world: &World<'_>, name: &str, flags: &[&str]) -> Program {
-    let (fairway, kubeconfig) = (binary().display().to_string(), world.server.kubeconfig());
-    let kubeconfig = kubeconfig.display().to_string();
-    let mut words = vec![&*fairway, name, "--kubeconfig", &kubeconfig];
-    words.extend(flags);
-    Program::start(name, &words, &world.node.folder.join(format!("{name}.log")))
+/// Starts what a Deployment's pods would run, with its arguments and the rights of its service account.
+fn start(world: &World<'_>, manifests: &str) -> Program {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(manifests).expect("they are YAML");
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
+    let deployment = deployment.expect("there is a Deployment");
+    let text = |at: &str| deployment.pointer(at).and_then(Value::as_str).expect("it is set");
+    let pod = "/spec/template/spec";
+    let namespace = text("/metadata/namespace");
+    let account = text(&format!("{pod}/serviceAccountName"));
+    let arguments = deployment.pointer(&format!("{pod}/containers/0/args"));
+    let arguments = arguments.and_then(Value::as_array).into_iter().flatten();
+    let mut words = vec![binary().display().to_string()];
+    words.extend(arguments.map(|word| word.as_str().expect("it is text").to_owned()));
+    let kubeconfig = world.server.kubeconfig_of_account(namespace, account);
+    words.extend(["--kubeconfig".into(), kubeconfig.display().to_string()]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Program::start(account, &words, &world.node.folder.join(format!("{account}.log")))
 }
 
 /// The first address in the status of an object.
 fn address(world: &World<'_>, kind: &str, name: &str) -> Option<IpAddr> {
-    let object = world.cluster.get(kind, &format!("default/{name}"))?;
+    let object = world.cluster.get(kind, name)?;
     let ip = object
         .pointer("/status/loadBalancer/ingress/0/ip")
         .and_then(Value::as_str);
     ip.and_then(|ip| ip.parse().ok())
 }
 
-/// A pod that runs and is ready, at one of the node's addresses or at its own.
-fn pod_at(world: &World<'_>, name: &str, app: &str, address: &str) {
-    world.create_pod(name, app, "node");
+/// Has the first pod of the Ingress controller's Deployment run, at the node's own address.
+fn ingress_runs(world: &mut World<'_>) {
+    let (namespace, _) = INGRESS;
+    let pod = poll("the Deployment has a pod", PATIENCE, || {
+        world.must_run();
+        let pods = world.cluster.list(POD_KIND, namespace);
+        pods.first()?["metadata"]["name"].as_str().map(str::to_owned)
+    });
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"namespace": namespace, "name": pod},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
+    });
+    world.server.kubectl(&["create", "-f", "-"], &binding.to_string());
     let status = json!({
         "phase": "Running",
-        "podIP": address,
-        "podIPs": [{"ip": address}],
+        "podIP": "192.0.2.1",
+        "podIPs": [{"ip": "192.0.2.1"}],
         "conditions": [{"type": "Ready", "status": "True"}],
     });
-    let name = format!("default/{name}");
-    world
-        .cluster
-        .patch(support::world::POD, &name, "status", &json!({"status": status}));
+    world.cluster.patch(
+        POD_KIND,
+        &format!("{namespace}/{pod}"),
+        "status",
+        &json!({"status": status}),
+    );
 }
 
 #[test]
@@ -115,44 +132,36 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
             "",
         );
         world.start_agent(world.server.port());
-        let mut controller = start(world, "controller", &[]);
-        let mut ingress = start(
-            world,
-            "ingress",
-            &[
-                "--http-address=192.0.2.1:8000",
-                "--https-address=none",
-                "--publish-service=default/fairway-ingress",
-                "--watch-without-class",
-            ],
-        );
+        let files = ["deploy/controller.yaml", "deploy/ingress.yaml"].map(manifest);
+        let mut programs = files.each_ref().map(|file| {
+            world.server.kubectl(&["apply", "-f", "-"], file);
+            start(world, file)
+        });
 
         world.server.kubectl(&["apply", "-f", "-"], POOL);
-        world.server.kubectl(&["apply", "-f", "-"], INGRESS);
-        pod_at(world, "fairway-ingress-1", "fairway-ingress", "192.0.2.1");
+        ingress_runs(world);
         world.create_pod(POD.0, "my-spring-app", "node");
         world.pod_runs(POD.0, 1, POD.1, true);
         // As the document has them.
         let documents = [
-            example("loadbalancer/my-spring-app.yaml"),
-            example("request-path/my-ingress.yaml"),
+            manifest("examples/loadbalancer/my-spring-app.yaml"),
+            manifest("examples/request-path/my-ingress.yaml"),
         ];
         for document in &documents {
             world.server.kubectl(&["apply", "-f", "-"], document);
         }
 
-        let mut given = |kind, name| {
+        let mut given = |kind: &str, name: &str| {
             poll(&format!("an address for {name}"), PATIENCE, || {
                 world.must_run();
-                controller.must_run();
-                ingress.must_run();
+                programs.iter_mut().for_each(Program::must_run);
                 address(world, kind, name)
             })
         };
-        let door = given("v1/Service", "fairway-ingress");
-        let direct = given("v1/Service", "my-spring-app");
+        let door = given("v1/Service", &format!("{}/{}", INGRESS.0, INGRESS.1));
+        let direct = given("v1/Service", "default/my-spring-app");
         assert_ne!(door, direct);
-        assert_eq!(given("networking.k8s.io/v1/Ingress", "my-ingress"), door);
+        assert_eq!(given("networking.k8s.io/v1/Ingress", "default/my-ingress"), door);
         let shown = world.server.kubectl(&["get", "svc,ingress"], "");
         println!("{shown}");
         let row = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -174,7 +183,9 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
         for document in &documents {
             world.server.kubectl(&["delete", "-f", "-"], document);
         }
-        world.server.kubectl(&["delete", "-f", "-"], INGRESS);
+        world
+            .server
+            .kubectl(&["delete", "service", INGRESS.1, "--namespace", INGRESS.0], "");
         poll("the addresses are free again", PATIENCE, || {
             let pool = world.cluster.get("fairway.io/v1alpha1/AddressPool", "default")?;
             (pool["status"]["used"] == "0").then_some(())
@@ -190,7 +201,6 @@ fn what_a_user_creates_with_kubectl_serves_a_client_and_what_is_deleted_is_withd
                 .all(|address| ask(&client, *address).is_err())
                 .then_some(())
         });
-        controller.kill();
-        ingress.kill();
+        programs.into_iter().for_each(Program::kill);
     });
 }

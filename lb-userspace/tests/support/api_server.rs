@@ -141,12 +141,22 @@ impl ApiServer {
 
     /// A kubeconfig of one of [`USERS`], for a server or proxy on this port of loopback.
     pub fn kubeconfig_for(&self, user: &str, port: u16) -> PathBuf {
+        self.write_kubeconfig(user, &format!("token-of-{user}"), port)
+    }
+
+    /// A kubeconfig of a service account, as its pods have it.
+    pub fn kubeconfig_of_account(&self, namespace: &str, name: &str) -> PathBuf {
+        let token = self.kubectl(&["create", "token", name, "--namespace", namespace], "");
+        self.write_kubeconfig(name, token.trim(), self.port)
+    }
+
+    fn write_kubeconfig(&self, user: &str, token: &str, port: u16) -> PathBuf {
         let path = self.dir.join(format!("kubeconfig-{user}-{port}"));
         let text = format!(
             "apiVersion: v1
 kind: Config
 clusters: [{{name: test, cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority: '{}'}}}}]
-users: [{{name: {user}, user: {{token: token-of-{user}}}}}]
+users: [{{name: {user}, user: {{token: {token}}}}}]
 contexts: [{{name: test, context: {{cluster: test, user: {user}}}}}]
 current-context: test
 ",
