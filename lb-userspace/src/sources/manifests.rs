@@ -6,8 +6,9 @@
 mod defaults;
 pub(crate) mod files;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,6 +23,8 @@ use crate::model::{EndpointSlice, Node, ObjectKey, Pool, Problem, Service, Servi
 
 /// The folder is read when nothing has changed for this long, so that a file is not met half written.
 const QUIET: Duration = Duration::from_millis(50);
+/// The same where every file that was changed was closed, renamed or removed: none is half written, but more may follow.
+const WHOLE: Duration = Duration::from_millis(5);
 /// The folder is read at the latest after this time of continual change.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How often the folder is read where changes cannot be watched.
@@ -117,8 +120,8 @@ pub(crate) struct Manifests {
     folder: Folder,
     dir: PathBuf,
     service_cidrs: Vec<IpNet>,
-    /// Tells of changes as long as it lives; without it the folder is read again and again.
-    watcher: Option<(notify::RecommendedWatcher, mpsc::Receiver<()>)>,
+    /// Without it the folder is read again and again.
+    watcher: Option<Watcher>,
 }
 
 /// What [`Manifests::read`] finds.
@@ -145,8 +148,7 @@ impl Manifests {
 
     /// Has the system tell of changes.
     pub(crate) fn watch(&mut self) {
-        let (changed, changes) = mpsc::channel(1);
-        self.watcher = watch(&self.dir, changed).map(|watcher| (watcher, changes));
+        self.watcher = Watcher::of(&self.dir);
     }
 
     /// What the folder holds now. A file that cannot be read counts with its last good content.
@@ -172,11 +174,7 @@ impl Manifests {
     /// Waits until something may have changed.
     pub(crate) async fn changed(&mut self) {
         match &mut self.watcher {
-            Some((_, changes)) => {
-                if changes.recv().await.is_some() {
-                    settle(changes).await;
-                }
-            }
+            Some(watcher) => watcher.changed().await,
             None => sleep(POLL).await,
         }
     }
@@ -211,42 +209,100 @@ fn news(objects: &Objects) -> [Event; 6] {
     ]
 }
 
-/// Waits until nothing has changed for a while.
-async fn settle(changes: &mut mpsc::Receiver<()>) {
-    let quiet = async { while timeout(QUIET, changes.recv()).await.is_ok() {} };
-    let _ = timeout(PATIENCE, quiet).await;
+/// Tells of changes of a folder.
+struct Watcher {
+    changes: mpsc::Receiver<()>,
+    unfinished: Arc<Mutex<Unfinished>>,
+    /// The system tells of changes as long as it lives.
+    _system: notify::RecommendedWatcher,
 }
 
-fn watch(dir: &std::path::Path, changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let on_event = move |event: notify::Result<notify::Event>| {
-        // Reading a file is an event too.
-        if !event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
-            // A full channel means that a change is known already.
-            let _ = changed.try_send(());
+impl Watcher {
+    /// `None`: the system does not tell of this folder's changes.
+    fn of(dir: &Path) -> Option<Self> {
+        let (changed, changes) = mpsc::channel(1);
+        let unfinished = Arc::<Mutex<Unfinished>>::default();
+        let files = Arc::clone(&unfinished);
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Where events were lost, anything may have changed.
+            if event.map_or(true, |event| lock(&files).take(&event)) {
+                // A full channel means that a change is known already.
+                let _ = changed.try_send(());
+            }
+        };
+        let system = notify::recommended_watcher(on_event).and_then(|mut system| {
+            system.watch(dir, notify::RecursiveMode::NonRecursive)?;
+            Ok(system)
+        });
+        match system {
+            Ok(system) => {
+                debug!(dir = %dir.display(), "the folder of manifests is watched");
+                Some(Self {
+                    changes,
+                    unfinished,
+                    _system: system,
+                })
+            }
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "changes of manifests cannot be watched, so the folder is read every 2 s"
+                );
+                None
+            }
         }
-    };
-    let watcher = notify::recommended_watcher(on_event).and_then(|mut watcher| {
-        watcher.watch(dir, notify::RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    match watcher {
-        Ok(watcher) => {
-            debug!(dir = %dir.display(), "the folder of manifests is watched");
-            Some(watcher)
+    }
+
+    /// Waits for a change, then until nothing has changed for a while.
+    async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            return;
         }
-        Err(error) => {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "changes of manifests cannot be watched, so the folder is read every 2 s"
-            );
-            None
-        }
+        let quiet = async {
+            loop {
+                let within = if lock(&self.unfinished).0.is_empty() {
+                    WHOLE
+                } else {
+                    QUIET
+                };
+                if timeout(within, self.changes.recv()).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(PATIENCE, quiet).await;
+        // Not every system tells when a file is closed.
+        lock(&self.unfinished).0.clear();
     }
 }
 
-fn is_write_end(event: &notify::Event) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+/// Files that may be half written.
+#[derive(Default)]
+struct Unfinished(HashSet<PathBuf>);
+
+impl Unfinished {
+    /// Takes an event in; whether it tells of a change.
+    fn take(&mut self, event: &notify::Event) -> bool {
+        use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Remove(_) => {
+                for path in &event.paths {
+                    self.0.remove(path);
+                }
+            }
+            // Reading a file is an event too.
+            EventKind::Access(_) => return false,
+            EventKind::Modify(ModifyKind::Metadata(_)) => {}
+            _ => self.0.extend(event.paths.iter().cloned()),
+        }
+        true
+    }
+}
+
+fn lock(unfinished: &Mutex<Unfinished>) -> MutexGuard<'_, Unfinished> {
+    unfinished.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -136,8 +136,8 @@ fn assignments_are_the_same_every_time_and_stay_when_others_come_and_go() {
         .filter(|service| before.services.contains(service))
         .count();
     assert!(kept >= 19, "{kept} of 20 kept what they had");
-    let addrs: std::collections::HashSet<_> = before.services.iter().flat_map(|s| &s.cluster_ips).collect();
-    let ports: std::collections::HashSet<_> = before.services.iter().map(|s| s.ports[0].node_port).collect();
+    let addrs: HashSet<_> = before.services.iter().flat_map(|s| &s.cluster_ips).collect();
+    let ports: HashSet<_> = before.services.iter().map(|s| s.ports[0].node_port).collect();
     assert_eq!((addrs.len(), ports.len()), (40, 40));
 }
 
@@ -245,6 +245,39 @@ fn a_folder_that_is_not_there_is_an_error() {
         service_cidrs: Vec::new(),
     };
     assert!(read(&options).is_err());
+}
+
+#[test]
+fn a_file_may_be_half_written_until_it_is_closed_renamed_or_removed() {
+    use notify::event::{
+        AccessKind, AccessMode, CreateKind, DataChange, EventKind, MetadataKind, ModifyKind, RemoveKind, RenameMode,
+    };
+    let created = EventKind::Create(CreateKind::File);
+    let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+    let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+    let removed = EventKind::Remove(RemoveKind::File);
+    let read = EventKind::Access(AccessKind::Close(AccessMode::Read));
+    let protected = EventKind::Modify(ModifyKind::Metadata(MetadataKind::Permissions));
+    let mut unfinished = Unfinished::default();
+    // What happens to which file, whether that is a change, and how many files may be half written then.
+    let steps = [
+        (created, "a", true, 1),
+        (written, "a", true, 1),
+        (written, "b", true, 2),
+        (read, "a", false, 2),
+        (protected, "a", true, 2),
+        (closed, "a", true, 1),
+        (removed, "b", true, 0),
+        (renamed, "c", true, 0),
+        (read, "c", false, 0),
+        (protected, "c", true, 0),
+    ];
+    for (kind, path, change, files) in steps {
+        let event = notify::Event::new(kind).add_path(path.into());
+        assert_eq!(unfinished.take(&event), change, "{kind:?} of {path}");
+        assert_eq!(unfinished.0.len(), files, "{kind:?} of {path}");
+    }
 }
 
 #[tokio::test]
