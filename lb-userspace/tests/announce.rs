@@ -8,7 +8,7 @@
 //!                 └─────────────────────┘   192.0.2.0/24, 2001:db8::/64; 198.51.100.0/24 and 2001:db8:b::/64 are on the link
 //! ```
 //!
-//! The nodes share a folder of manifests. Reverse paths are filtered strictly everywhere. Each take-over prints how long the
+//! The nodes share a folder of manifests, in one test an API server. Reverse paths are filtered strictly everywhere. Each take-over prints how long the
 //! client went without an answer.
 
 mod announce_lab;
@@ -133,6 +133,39 @@ fn announces_on(lab: &Lab, device: &str) {
         !here.is_empty() && here.iter().all(|row| row["devices"] == serde_json::json!([device])),
         "{told}"
     );
+}
+
+#[test]
+fn nodes_of_an_api_server_agree_and_one_that_is_cut_off_from_it_goes_silent() {
+    const NAME: &str = "nodes_of_an_api_server_agree_and_one_that_is_cut_off_from_it_goes_silent";
+    let Some((mut lab, mut api)) = announce_lab::api::lab(NAME, "api") else {
+        return;
+    };
+    exactly_one_answers(&mut lab);
+    let announcer = lab.announcer(INSIDE_V4);
+    let other = 1 - announcer;
+
+    lab.signal(announcer, Signal::SIGTERM);
+    lab.ended(announcer);
+    lab.until_announced_by(INSIDE_V4, other);
+    lab.start(announcer);
+    lab.until_announced_by(INSIDE_V4, announcer);
+
+    // The cut-off node loses its right before the other takes over: at no time do both answer.
+    let (its, others) = (lab.mac(NODES[announcer]), lab.mac(NODES[other]));
+    api.cut(announcer);
+    poll("the other node alone answers", PATIENCE, || {
+        let answers = lab.answers(INSIDE_V4);
+        assert!(
+            !(answers.contains(&its) && answers.contains(&others)),
+            "both answer: {answers:02x?}"
+        );
+        (answers == [others]).then_some(())
+    });
+    assert!(lab.ask(INSIDE_V4).is_ok(), "it is served");
+    api.mend(&lab, announcer);
+    lab.until_announced_by(INSIDE_V4, announcer);
+    exactly_one_answers(&mut lab);
 }
 
 #[test]

@@ -185,6 +185,57 @@ fn pods_are_known_by_the_devices_that_the_agent_is_told_of() {
     assert!(long.contains("1 to 15 characters"), "{long}");
 }
 
+/// A Service of type NodePort with one endpoint elsewhere.
+const NODE_PORT: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.244.9.10], nodeName: elsewhere}]
+";
+
+#[test]
+fn an_agent_that_is_started_with_other_flags_puts_them_in_force_on_what_the_last_one_left() {
+    let name = "an_agent_that_is_started_with_other_flags_puts_them_in_force_on_what_the_last_one_left";
+    let Some(mut node) = Node::new(name, "flags") else {
+        return;
+    };
+    node.ip("addr add 198.51.100.7/24 dev eth0");
+    node.manifest("web.yaml", Some(NODE_PORT));
+    let served_at = |node: &mut Node, wanted: &[&str]| {
+        poll(&format!("NodePorts are served at {wanted:?}"), PATIENCE, || {
+            node.must_run();
+            let output = node.fairway(&["services", "-o", "json"]);
+            let rows: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
+            let ports = rows
+                .iter()
+                .filter(|row| row["kind"] == "NodePort" && row["only_sockets"] == false);
+            let addresses: BTreeSet<&str> = ports.filter_map(|row| row["address"].as_str()).collect();
+            (addresses == wanted.iter().copied().collect()).then_some(())
+        });
+    };
+    // Without the flag: at the node's primary addresses.
+    let (primary, other) = ("192.0.2.1:30080", "198.51.100.7:30080");
+    node.start(&[]);
+    served_at(&mut node, &[primary]);
+    for (ranges, wanted) in [
+        ("198.51.100.0/24", &[other][..]),
+        ("203.0.113.0/24", &[]),
+        ("0.0.0.0/0", &[primary, other]),
+        ("primary", &[primary]),
+    ] {
+        node.kill();
+        node.start(&["--nodeport-addresses", ranges]);
+        served_at(&mut node, wanted);
+    }
+}
+
 #[test]
 fn cleanup_removes_what_is_fairways_and_nothing_else() {
     let Some(mut node) = Node::new("cleanup_removes_what_is_fairways_and_nothing_else", "cleanup") else {

@@ -1,5 +1,6 @@
 //! The network of `announce.rs`: a client, a switch, two nodes with real agents, and their pods.
 
+pub mod api;
 pub mod client;
 
 use std::collections::BTreeSet;
@@ -93,6 +94,8 @@ status: {{loadBalancer: {{ingress: [{}]}}}}
 pub struct Lab {
     pub namespaces: Namespaces,
     folder: PathBuf,
+    /// The flag that tells agents where their objects are.
+    source: String,
     /// The device of nodes and client that leads to the network, see [`DEVICE`].
     pub uplink: &'static str,
     agents: [Option<Program>; 2],
@@ -100,8 +103,20 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The lab, unless it cannot be here.
+    /// The lab, unless it cannot be here. Its nodes share a folder of manifests.
     pub fn new(test: &str, short: &str, uplink: &'static str) -> Option<Self> {
+        let mut lab = Self::network(test, short, uplink)?;
+        lab.source = format!("--manifests={}", lab.folder.join("manifests").display());
+        lab.manifest("pools.yaml", POOLS);
+        lab.manifest("web.yaml", &service("web", 1, "Cluster", &ADDRESSES, &[1, 2]));
+        for node in 0..2 {
+            lab.start(node);
+        }
+        Some(lab)
+    }
+
+    /// The lab without agents.
+    fn network(test: &str, short: &str, uplink: &'static str) -> Option<Self> {
         if let Some(reason) = Namespaces::missing().or_else(|| (!bpffs()).then(|| "needs bpffs".to_owned())) {
             skip(test, &reason);
             return None;
@@ -110,9 +125,10 @@ impl Lab {
         let folder = std::env::temp_dir().join(format!("fw-{short}-{}", std::process::id()));
         std::fs::create_dir_all(folder.join("manifests")).expect("a folder can be made");
         let names = ["client", "switch", "node1", "node2", "pod1", "pod2"];
-        let mut lab = Self {
+        let lab = Self {
             namespaces: Namespaces::new(short, &names, &script(uplink)),
             folder,
+            source: String::new(),
             uplink,
             agents: [None, None],
             _alone: alone,
@@ -120,11 +136,6 @@ impl Lab {
         for (pod, name) in [("pod1", "pod1"), ("pod2", "pod2")] {
             lab.namespaces.spawn(pod, move || serve_udp(name));
             lab.namespaces.spawn(pod, move || serve_tcp(name));
-        }
-        lab.manifest("pools.yaml", POOLS);
-        lab.manifest("web.yaml", &service("web", 1, "Cluster", &ADDRESSES, &[1, 2]));
-        for node in 0..2 {
-            lab.start(node);
         }
         Some(lab)
     }
@@ -144,9 +155,9 @@ impl Lab {
         let name = NODES[node];
         let net = format!("--net={}", self.namespaces.path(name));
         let (fairway, pins) = (binary().display().to_string(), self.pins(node));
-        let manifests = self.folder.join("manifests").display().to_string();
+        let source = &self.source;
         let words = format!(
-            "nsenter {net} {fairway} agent --node-name {name} --manifests {manifests} --cgroup none --pin-dir {pins} \
+            "nsenter {net} {fairway} agent --node-name {name} {source} --cgroup none --pin-dir {pins} \
              --cluster-cidr 10.244.0.0/16,fd00:10:244::/48 --max-connections 8192 --max-backends 1024 \
              --max-maglev-slots 65536"
         );

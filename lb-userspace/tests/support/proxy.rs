@@ -17,8 +17,15 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port for the server that listens on `server`.
     pub async fn start(server: u16) -> Self {
-        let listener = listen(0).await;
+        let listener = listen(0).await.into_std().expect("it is a socket");
+        Self::behind(listener, server).await
+    }
+
+    /// Takes connections from a listener, which may be of another network namespace.
+    pub async fn behind(listener: std::net::TcpListener, server: u16) -> Self {
         let port = listener.local_addr().expect("it is bound").port();
+        listener.set_nonblocking(true).expect("it can be");
+        let listener = TcpListener::from_std(listener).expect("it is a socket");
         let task = Some(tokio::spawn(serve(listener, server)));
         Self { server, port, task }
     }
