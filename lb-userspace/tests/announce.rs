@@ -8,8 +8,8 @@
 //!                 └─────────────────────┘   192.0.2.0/24, 2001:db8::/64; 198.51.100.0/24 and 2001:db8:b::/64 are on the link
 //! ```
 //!
-//! The nodes share a folder of manifests, in one test an API server. Reverse paths are filtered strictly everywhere. Each take-over prints how long the
-//! client went without an answer.
+//! The nodes share a folder of manifests, in one test an API server. Reverse paths are filtered strictly everywhere. Each
+//! take-over prints how long the client went without an answer.
 
 mod announce_lab;
 mod support;
