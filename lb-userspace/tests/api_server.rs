@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::mem::{Discriminant, discriminant};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use support::proxy::Proxy;
 use support::skip;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// Whatever a source says has to come within this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,6 +41,8 @@ struct Source {
     node: Option<Node>,
     service_cidrs: Option<Vec<IpNet>>,
     lists: usize,
+    /// What has been told of so far.
+    told: HashSet<Discriminant<Event>>,
 }
 
 impl Source {
@@ -64,10 +67,12 @@ impl Source {
             node: None,
             service_cidrs: None,
             lists: 0,
+            told: HashSet::new(),
         }
     }
 
     fn take(&mut self, event: Event) {
+        self.told.insert(discriminant(&event));
         match event {
             Event::Services(list) => {
                 self.lists += 1;
@@ -110,14 +115,24 @@ impl Source {
         }
     }
 
+    /// Waits until every kind has been listed.
     async fn until_listed(&mut self) {
-        self.until("both lists", |source| source.lists >= 2).await;
+        let others = [Event::Node(None), Event::ServiceCidrs(None), Event::Pools(Vec::new())];
+        self.until("all lists", |source| {
+            source.lists >= 2 && others.iter().all(|kind| source.told.contains(&discriminant(kind)))
+        })
+        .await;
     }
 
-    /// Panics if the source says something.
+    /// Panics if the source says something, but that there are still no pools: whether their kind has come is asked
+    /// again and again.
     async fn says_nothing(&mut self) {
-        if let Ok(event) = timeout(QUIET, self.events.recv()).await {
-            panic!("nothing should have been said, but {event:?} was");
+        let deadline = Instant::now() + QUIET;
+        while let Ok(event) = timeout_at(deadline, self.events.recv()).await {
+            assert!(
+                matches!(&event, Some(Event::Pools(pools)) if pools.is_empty()),
+                "nothing should have been said, but {event:?} was"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Config, config_flags};
 
 use super::log::Log;
-use super::objects::{From, Objects};
+use super::objects::{self, Objects};
 use crate::agent::{self, AnnounceSettings, Listen, Origin, TelemetrySettings};
 use crate::datapath::attach::{Glob, Options, TcMode, XdpMode};
 use crate::datapath::load::Drops;
@@ -304,13 +304,13 @@ impl Args {
                 ..Config::default()
             },
         };
-        let origin = match self.objects.from()? {
-            From::Manifests(dir) => Origin::Manifests(manifests::Options {
+        let origin = match self.objects.source()? {
+            objects::Source::Manifests(dir) => Origin::Manifests(manifests::Options {
                 dir,
                 node_name,
                 service_cidrs: self.service_cidrs,
             }),
-            From::Api(access) => Origin::Api(kube::Options {
+            objects::Source::Api(access) => Origin::Api(kube::Options {
                 access,
                 node_name,
                 proxy_name,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
 
 use super::log::Log;
-use super::objects::{From, Objects};
+use super::objects::{self, Objects};
 use crate::agent::Listen;
 use crate::ipam::allocate;
 use crate::ipam::controller::{self, Origin, Timing};
@@ -94,12 +94,12 @@ impl Args {
                 renew: self.lease_renewal,
             },
         );
-        let origin = match self.objects.from()? {
-            From::Manifests(dir) => Origin::Manifests {
+        let origin = match self.objects.source()? {
+            objects::Source::Manifests(dir) => Origin::Manifests {
                 dir,
                 service_cidrs: self.service_cidrs,
             },
-            From::Api(access) => Origin::Api {
+            objects::Source::Api(access) => Origin::Api {
                 access,
                 lease_namespace,
                 timing,

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::log::Log;
-use super::objects::{From, Objects};
+use super::objects::{self, Objects};
 use crate::agent::Listen;
 use crate::ingress::follow::{Origin, Source};
 use crate::ingress::objects::ClassOptions;
@@ -205,12 +205,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 impl Args {
     fn settings(self) -> anyhow::Result<Settings> {
-        let origin = match self.objects.from()? {
-            From::Manifests(dir) => Origin::Manifests {
+        let origin = match self.objects.source()? {
+            objects::Source::Manifests(dir) => Origin::Manifests {
                 dir,
                 service_cidrs: self.service_cidrs,
             },
-            From::Api(access) => Origin::Api(access),
+            objects::Source::Api(access) => Origin::Api(access),
         };
         let instance = match self.instance {
             Some(name) => name,

@@ -19,7 +19,7 @@ pub struct Objects {
 }
 
 /// Where objects come from.
-pub enum From {
+pub enum Source {
     /// A folder that exists.
     Manifests(PathBuf),
     /// The Kubernetes API.
@@ -31,19 +31,19 @@ impl Objects {
     ///
     /// # Errors
     /// If the folder is none, or nothing is said outside a cluster.
-    pub fn from(self) -> anyhow::Result<From> {
+    pub fn source(self) -> anyhow::Result<Source> {
         match (self.manifests, self.kubeconfig) {
             (Some(dir), _) => {
                 ensure!(dir.is_dir(), "--manifests {} is not a folder", dir.display());
-                Ok(From::Manifests(dir))
+                Ok(Source::Manifests(dir))
             }
-            (None, Some(file)) => Ok(From::Api(Access::Kubeconfig(file))),
+            (None, Some(file)) => Ok(Source::Api(Access::Kubeconfig(file))),
             (None, None) => {
                 ensure!(
                     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
                     "this is not a pod of a cluster: give --manifests DIR or --kubeconfig FILE"
                 );
-                Ok(From::Api(Access::InCluster))
+                Ok(Source::Api(Access::InCluster))
             }
         }
     }
