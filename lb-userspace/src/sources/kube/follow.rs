@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,8 @@ impl<K: Kind> Feed for K {
 pub(crate) async fn follow<F: Feed>(mut kind: F, client: Client, contact: Arc<Contact>, news: mpsc::Sender<F::News>) {
     let requests = kind.requests();
     let mut request = 0;
+    // It was told that the server does not show these.
+    let mut withheld = false;
     loop {
         let api = Api::<F::Object>::all(client.clone());
         let mut stream = pin!(watcher(api, requests[request].clone()));
@@ -137,7 +140,8 @@ pub(crate) async fn follow<F: Feed>(mut kind: F, client: Client, contact: Arc<Co
                     }
                     if F::OPTIONAL && refused(&error) {
                         tracing::debug!(kind = F::NAME, %error, "the API server does not show these: going on without");
-                        if let Some(event) = kind.unavailable()
+                        if !mem::replace(&mut withheld, true)
+                            && let Some(event) = kind.unavailable()
                             && news.send(event).await.is_err()
                         {
                             return;
@@ -161,6 +165,7 @@ pub(crate) async fn follow<F: Feed>(mut kind: F, client: Client, contact: Arc<Co
                 // A watcher never ends.
                 None => return,
             };
+            withheld = false;
             if lost {
                 lost = false;
                 contact.answered(F::NAME);
@@ -174,7 +179,7 @@ pub(crate) async fn follow<F: Feed>(mut kind: F, client: Client, contact: Arc<Co
                 }
                 watcher::Event::InitDone => {
                     listing = false;
-                    let list = std::mem::take(&mut list);
+                    let list = mem::take(&mut list);
                     tracing::debug!(kind = F::NAME, objects = list.len(), "listed");
                     kind.all(list)
                 }
