@@ -16,7 +16,7 @@ use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
 use serde_json::{Value, json};
 use support::api_server::ApiServer;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, documents};
 use support::node::binary;
 use support::process::Program;
 use support::{poll, skip};
@@ -74,9 +74,7 @@ fn controller(name: &str, folder: &Path, arguments: &[&str]) -> Program {
 
 /// Makes what has to be there: the kinds, and the rights of the controller for the user `agent`.
 fn prepare(cluster: &Cluster) {
-    for object in documents(include_str!("../../deploy/crds.yaml")) {
-        cluster.apply(&object);
-    }
+    cluster.apply_definitions();
     for mut object in documents(include_str!("../../deploy/controller.yaml")) {
         cluster.apply(&object);
         if object["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding")) {
@@ -85,14 +83,6 @@ fn prepare(cluster: &Cluster) {
             cluster.apply(&object);
         }
     }
-    poll("AddressPools are served", PATIENCE, || {
-        let created = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.list_all(POOL)));
-        created.is_ok().then_some(())
-    });
-}
-
-fn documents(text: &str) -> Vec<Value> {
-    serde_saphyr::from_multiple(text).expect("it is YAML")
 }
 
 fn pool(name: &str, blocks: &Value) -> Value {

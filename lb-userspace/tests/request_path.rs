@@ -17,6 +17,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::cluster::documents;
 use support::namespaces::within;
 use support::node::{PATIENCE, binary};
 use support::poll;
@@ -59,7 +60,7 @@ fn ask(client: &str, address: IpAddr) -> std::io::Result<(u16, String)> {
 
 /// Starts what a Deployment's pods would run, with its arguments and the rights of its service account.
 fn start(world: &World<'_>, manifests: &str) -> Program {
-    let objects: Vec<Value> = serde_saphyr::from_multiple(manifests).expect("they are YAML");
+    let objects = documents(manifests);
     let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
     let deployment = deployment.expect("there is a Deployment");
     let text = |at: &str| deployment.pointer(at).and_then(Value::as_str).expect("it is set");
@@ -100,18 +101,7 @@ fn ingress_runs(world: &mut World<'_>) {
         "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
     });
     world.server.kubectl(&["create", "-f", "-"], &binding.to_string());
-    let status = json!({
-        "phase": "Running",
-        "podIP": "192.0.2.1",
-        "podIPs": [{"ip": "192.0.2.1"}],
-        "conditions": [{"type": "Ready", "status": "True"}],
-    });
-    world.cluster.patch(
-        POD_KIND,
-        &format!("{namespace}/{pod}"),
-        "status",
-        &json!({"status": status}),
-    );
+    world.pod_runs_at(&format!("{namespace}/{pod}"), &["192.0.2.1"], true);
 }
 
 #[test]

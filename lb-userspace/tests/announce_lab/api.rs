@@ -7,10 +7,9 @@ use tokio::runtime::Runtime;
 
 use super::{ADDRESSES, DEVICE, Lab, NODES, POOLS, service};
 use crate::support::api_server::ApiServer;
-use crate::support::cluster::Cluster;
-use crate::support::node::PATIENCE;
+use crate::support::cluster::{Cluster, documents};
 use crate::support::proxy::Proxy;
-use crate::support::{poll, skip};
+use crate::support::skip;
 
 /// The API server, and the nodes' ways to it.
 pub struct Api {
@@ -66,17 +65,11 @@ fn way(runtime: &Runtime, lab: &Lab, node: usize, port: u16) -> Proxy {
 /// Makes the objects that the folder has otherwise.
 fn fill(cluster: &Cluster) {
     cluster.apply_manifests_for_users();
-    for definition in documents(include_str!("../../../deploy/crds.yaml")) {
-        cluster.apply(&definition);
-    }
+    cluster.apply_definitions();
     for name in NODES {
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}));
     }
-    let pools = documents(POOLS);
-    poll("AddressPools are served", PATIENCE, || {
-        let apply = std::panic::AssertUnwindSafe(|| pools.iter().for_each(|pool| cluster.apply(pool)));
-        std::panic::catch_unwind(apply).ok()
-    });
+    documents(POOLS).iter().for_each(|pool| cluster.apply(pool));
     for mut object in documents(&service("web", 1, "Cluster", &ADDRESSES, &[1, 2])) {
         object["metadata"]["namespace"] = json!("default");
         match object.get("status").cloned() {
@@ -92,8 +85,4 @@ fn fill(cluster: &Cluster) {
             }
         }
     }
-}
-
-fn documents(text: &str) -> Vec<Value> {
-    serde_saphyr::from_multiple(text).expect("it is YAML")
 }

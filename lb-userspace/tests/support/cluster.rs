@@ -1,10 +1,14 @@
 //! Objects of an API server, written and read as an administrator.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::api_server::ApiServer;
+use super::node::PATIENCE;
+use super::poll;
 
 /// The client of a test that is no asynchronous one. It works in the network namespace of the thread that uses it.
 pub struct Cluster {
@@ -27,6 +31,17 @@ impl Cluster {
     /// See [`apply_manifests_for_users`].
     pub fn apply_manifests_for_users(&self) {
         self.runtime.block_on(apply_manifests_for_users(&self.client));
+    }
+
+    /// Applies `deploy/crds.yaml`, and waits until the server has these kinds.
+    pub fn apply_definitions(&self) {
+        for definition in documents(include_str!("../../../deploy/crds.yaml")) {
+            self.apply(&definition);
+        }
+        poll("AddressPools are served", PATIENCE, || {
+            let ask = AssertUnwindSafe(|| self.list_all("fairway.io/v1alpha1/AddressPool"));
+            catch_unwind(ask).is_ok().then_some(())
+        });
     }
 
     /// Creates or changes an object.
@@ -99,6 +114,11 @@ impl Cluster {
     }
 }
 
+/// The documents of a file.
+pub fn documents(text: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(text).expect("it is YAML")
+}
+
 /// The name behind the namespace.
 fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
@@ -134,7 +154,7 @@ pub async fn apply(client: &Client, object: &Value) {
 /// account, for which somebody would have to issue tokens.
 pub async fn apply_manifests_for_users(client: &Client) {
     let manifests = include_str!("../../../deploy/fairway.yaml");
-    let manifests: Vec<Value> = serde_saphyr::from_multiple(manifests).expect("they are YAML");
+    let manifests = documents(manifests);
     for object in &manifests {
         apply(client, object).await;
     }

@@ -201,15 +201,24 @@ impl<'a> World<'a> {
             format!("10.244.{node}.{number}"),
             format!("fd00:10:244:{node}::{number}"),
         ];
+        self.pod_runs_at(
+            &format!("default/{pod}"),
+            &addresses.each_ref().map(String::as_str),
+            ready,
+        );
+    }
+
+    /// As [`Self::pod_runs`], of a pod of any namespace and with any addresses.
+    pub fn pod_runs_at(&self, pod: &str, addresses: &[&str], ready: bool) {
         let ready = if ready { "True" } else { "False" };
+        let all: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
         let status = json!({
             "phase": "Running",
             "podIP": addresses[0],
-            "podIPs": [{"ip": addresses[0]}, {"ip": addresses[1]}],
+            "podIPs": all,
             "conditions": [{"type": "Ready", "status": ready}],
         });
-        let name = format!("default/{pod}");
-        self.cluster.patch(POD, &name, "status", &json!({"status": status}));
+        self.cluster.patch(POD, pod, "status", &json!({"status": status}));
     }
 
     /// Deletes a pod. Its kubelet has yet to say that it is gone.
