@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use support::api_server::ApiServer;
 use support::cluster::{Cluster, documents};
 use support::node::binary;
+use support::ports::free_address;
 use support::process::Program;
 use support::{poll, skip};
 
@@ -147,9 +148,6 @@ fn a_service_is_given_its_address_and_what_is_wrong_is_said_where_its_owner_look
     let cluster = Cluster::of(&server);
     let folder = Folder::new("api");
     let kubeconfig = server.kubeconfig_for("agent", server.port()).display().to_string();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let at = port.local_addr().expect("it is bound");
-    drop(port);
     for object in documents(include_str!("../../deploy/controller.yaml")) {
         if object["kind"] != "Deployment" {
             cluster.apply(&object);
@@ -165,7 +163,7 @@ fn a_service_is_given_its_address_and_what_is_wrong_is_said_where_its_owner_look
     for kind in ["ClusterRole", "Role"] {
         cluster.apply(&bind(kind));
     }
-    let metrics_address = at.to_string();
+    let metrics_address = free_address().to_string();
     let mut running = controller(
         "controller",
         &folder.0,

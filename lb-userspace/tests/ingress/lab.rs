@@ -1,7 +1,7 @@
 //! A real `fairway ingress` on loopback, with a folder of manifests.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::time::sleep;
 
 use crate::client;
+use crate::support::ports::free_address;
 use crate::support::process::Program;
 
 /// Whatever is waited for has to come within this.
@@ -33,11 +34,6 @@ pub fn backend_address() -> SocketAddr {
     // Tests of other processes have others.
     let ip = Ipv4Addr::new(127, 1 + high % 100, low, 1 + number[1]);
     (ip, 8080).into()
-}
-
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    listener.local_addr().expect("it is bound")
 }
 
 /// A Service at this address; what its port speaks.
@@ -115,7 +111,7 @@ impl Lab {
         fs::create_dir_all(&manifests).expect("a folder can be made");
         fs::write(manifests.join("class.yaml"), CLASS).expect("a file can be written");
         fs::write(manifests.join("first.yaml"), documents.join("---\n")).expect("a file can be written");
-        let [http, https, metrics] = [(); 3].map(|()| free_port());
+        let [http, https, metrics] = [(); 3].map(|()| free_address());
         let binary = std::env::var("FAIRWAY_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_fairway").into());
         let (http_text, https_text, metrics_text) = (http.to_string(), https.to_string(), metrics.to_string());
         let access_log = folder.join("access.log");

@@ -4,7 +4,6 @@
 //! own, so tests run side by side.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use std::{env, fs};
 use fairway::sources::kube::{Access, client};
 
 use super::poll;
+use super::ports::free_address;
 use super::process::Program;
 
 /// ClusterIPs are taken from these.
@@ -115,7 +115,7 @@ impl ApiServer {
     /// Starts both with these words before their commands, such as `nsenter --net=/run/netns/NAME`. The ports are free
     /// in this process's namespace only.
     pub fn start_in(bin: &Path, prefix: &[&str]) -> Self {
-        let ports = free_ports();
+        let ports = [(); 3].map(|()| free_address().port());
         let dir = env::temp_dir().join(format!("fairway-api-{}-{}", std::process::id(), ports[0]));
         fs::create_dir_all(&dir).expect("the folder for temporary files can be written");
         let mut server = Self {
@@ -324,11 +324,4 @@ impl Drop for ApiServer {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
-}
-
-/// Three ports that are free now. They are all held until all are known, so they differ.
-fn free_ports() -> [u16; 3] {
-    let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free"));
-    held.each_ref()
-        .map(|listener| listener.local_addr().expect("it is bound").port())
 }

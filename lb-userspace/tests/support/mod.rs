@@ -9,6 +9,8 @@ pub mod api_server;
 pub mod cluster;
 pub mod namespaces;
 pub mod node;
+#[path = "../../../xtask/src/ports.rs"]
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod world;

@@ -1,7 +1,6 @@
 //! A real API server with its etcd on loopback of this machine, and requests to it.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -13,6 +12,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::plan::SERVICE_CIDRS;
 use super::program::Program;
+use crate::ports::free_address;
 
 /// The administrator's token.
 const TOKEN: &str = "token-of-admin";
@@ -56,7 +56,7 @@ impl Response {
 impl ApiServer {
     /// Starts etcd and the server out of the programs in `bin`, with its files in `folder`, and waits until it is ready.
     pub fn start(bin: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let [client_port, peer_port, port] = free_ports()?;
+        let [client_port, peer_port, port] = [(); 3].map(|()| free_address().port());
         let key = folder.join("service-accounts.key");
         let made = Command::new("openssl")
             .args(["genpkey", "-quiet", "-algorithm", "RSA", "-out"])
@@ -261,17 +261,4 @@ fn etcd(bin: &Path, folder: &Path, client_port: u16, peer_port: u16) -> Command 
         .arg(format!("--initial-cluster=default={peer}"))
         .arg("--unsafe-no-fsync");
     command
-}
-
-/// Ports that are free now. They are all held until all are known, so they differ.
-pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
-    let mut held = Vec::new();
-    for _ in 0..N {
-        held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?);
-    }
-    let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        *port = listener.local_addr().context("find a free port")?.port();
-    }
-    Ok(ports)
 }

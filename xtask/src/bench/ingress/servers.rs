@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -16,6 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use xtask::ports::free_address;
 
 /// A server answers within this, also with a thousand rules.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,11 +50,6 @@ impl Drop for Server {
         }
         let _ended = self.0.wait();
     }
-}
-
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
-    Ok(listener.local_addr().context("it is bound")?.port())
 }
 
 /// nginx with this configuration of `http`.
@@ -97,7 +93,7 @@ impl Backend {
     /// # Errors
     /// If it cannot be started.
     pub fn start(folder: &Path) -> Result<Self> {
-        let port = free_port()?;
+        let port = free_address().port();
         let http = format!(
             "  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 {:?}; }} }}\n",
             "x".repeat(100)
@@ -120,7 +116,7 @@ impl Nginx {
     /// # Errors
     /// If it cannot be started.
     pub fn start(folder: &Path, hosts: usize, backend: u16) -> Result<Self> {
-        let port = free_port()?;
+        let port = free_address().port();
         let mut http = format!(
             "  upstream backend {{ server 127.0.0.1:{backend}; keepalive 128; keepalive_requests 1000000; }}\n"
         );
@@ -177,7 +173,7 @@ impl Fairway {
             )?;
         }
         fs::write(manifests.join("all.yaml"), text).context("cannot write the manifests")?;
-        let port = free_port()?;
+        let port = free_address().port();
         let mut command = Command::new(program);
         command
             .args([
