@@ -10,6 +10,7 @@ use crate::abi::{
     DatagramPorts, DropReason, Family, Frontend, FrontendKey, Hook, Outcome, Peer, SocketKey, Tuple, V4, V6,
 };
 use crate::datapath::connection::Opening;
+use crate::datapath::icmp::Relation;
 use crate::datapath::{Ip, Translation};
 use crate::wire::Wire;
 
@@ -145,7 +146,7 @@ pub trait Tables<F: Family> {
     fn record(&self) -> Result<(), DropReason>;
 
     /// [`icmp::relate`](crate::datapath::icmp::relate), for the kernel to have it out of line.
-    fn relate(&self, hook: Hook) -> bool;
+    fn relate(&self, hook: Hook) -> Relation;
 
     /// Looks up a connection.
     fn connection(&self, key: &Tuple<F::Addr>) -> Option<Self::Entry>;

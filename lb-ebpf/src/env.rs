@@ -9,7 +9,7 @@ use lb_common::abi::{
     V4, V6,
 };
 use lb_common::datapath::connection::{self, Opening};
-use lb_common::datapath::icmp;
+use lb_common::datapath::icmp::{self, Relation};
 use lb_common::env::{ConnectionEntry, Draft, Env, InsertError, Tables};
 
 use crate::maps::{
@@ -58,7 +58,7 @@ impl<F: Family> ConnectionEntry<F> for Entry<F> {
 pub trait Open: Sized {
     fn choose() -> Result<Opening, DropReason>;
     fn record() -> Result<(), DropReason>;
-    fn relate(hook: Hook) -> bool;
+    fn relate(hook: Hook) -> Relation;
 }
 
 impl Open for V4 {
@@ -73,7 +73,7 @@ impl Open for V4 {
     }
 
     #[inline(never)]
-    fn relate(hook: Hook) -> bool {
+    fn relate(hook: Hook) -> Relation {
         icmp::relate::<Self, _>(&Kernel, hook)
     }
 }
@@ -90,7 +90,7 @@ impl Open for V6 {
     }
 
     #[inline(never)]
-    fn relate(hook: Hook) -> bool {
+    fn relate(hook: Hook) -> Relation {
         icmp::relate::<Self, _>(&Kernel, hook)
     }
 }
@@ -126,7 +126,7 @@ impl<F: Maps + Open> Tables<F> for Kernel {
     }
 
     #[inline(always)]
-    fn relate(&self, hook: Hook) -> bool {
+    fn relate(&self, hook: Hook) -> Relation {
         F::relate(hook)
     }
 

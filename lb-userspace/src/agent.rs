@@ -42,7 +42,7 @@ use crate::desired::{self, LocalAddresses, NodeState};
 use crate::maps::bpf::{BpfMap, BpfMaps};
 use crate::maps::table::Sizes;
 use crate::model::{Problem, log_changes};
-use crate::netlink::next_hops::{AdjacencyMap, AdjacencyTable};
+use crate::netlink::next_hops::{AdjacencyMap, AdjacencyTable, Moved};
 use crate::netlink::pod_devices::PodDevices;
 use crate::netlink::{self, Kind, Watcher, network::Network};
 use crate::observe::state::{self, ServicePort, State};
@@ -202,7 +202,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 source = self::source(&origin, &events, SOURCE_AGAIN);
             }
-            () = agent.announcing.changed() => agent.announced(),
+            () = agent.announcing.changed() => agent.announced().await,
             () = agent.retry.due() => agent.reconcile().await,
             _ = audit.tick() => agent.audit().await,
             _ = resolve.tick() => agent.resolve(true).await,
@@ -337,10 +337,21 @@ impl Agent {
         self.measure_announcing();
     }
 
-    /// Something else is announced, or wrong with announcing.
-    fn announced(&mut self) {
+    /// Something else is announced, or wrong with announcing, or another node has come or gone.
+    async fn announced(&mut self) {
         self.measure_announcing();
-        self.tell_problems();
+        let moved = self.table.nodes_changed(self.announcing.others());
+        if moved.is_empty() {
+            self.tell_problems();
+        } else {
+            self.next_hops_changed(&moved);
+            self.reconcile().await;
+        }
+    }
+
+    fn next_hops_changed(&mut self, moved: &Moved) {
+        self.reconciler
+            .next_hops_changed(|backend, node| moved.concerns(backend, node));
     }
 
     fn measure_announcing(&self) {
@@ -422,7 +433,7 @@ impl Agent {
             .network_changed(&self.network, &self.attacher.fast_devices(), neighbours_only);
         let mut reconcile = false;
         if !moved.is_empty() {
-            self.reconciler.next_hops_changed(|backend| moved.contains(&backend));
+            self.next_hops_changed(&moved);
             reconcile = true;
         }
         let local = self.network.local_addresses();

@@ -69,6 +69,8 @@ pub struct Wish {
     pub places: Places,
     /// Those of the addresses that this node has itself.
     pub owns: BTreeSet<IpAddr>,
+    /// The addresses by which this node is known on the networks of these places.
+    pub node_addresses: BTreeSet<IpAddr>,
 }
 
 /// Where nodes say to each other that they are there.

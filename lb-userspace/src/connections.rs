@@ -1,6 +1,6 @@
 //! The connection table as the agent sees it: what belongs together, what has ended, and its removal.
 //!
-//! A connection has two entries, four if it is source-translated (the picture is in
+//! A connection has two entries, four if it is source-translated, one if it is passed on to another node (the picture is in
 //! `lb_common::abi::Connection`'s module). The *primary* is the one that a client's packet to the frontend hits;
 //! its key can be told from every other entry, and the other keys from it. A connection lives as long as its entry
 //! seen last, and is removed as a whole.
@@ -32,6 +32,8 @@ pub struct Group {
     pub forward: u8,
     /// [`tcp_state`] of the way back.
     pub reply: u8,
+    /// It is passed on to another node, by which its answers go: nothing is known of them.
+    pub passed_on: bool,
 }
 
 /// How full the table is; the fuller, the shorter the timeouts.
@@ -70,6 +72,9 @@ pub enum Phase {
     Closing,
     /// TCP, after a RST; SCTP, after an ABORT or the end of the shutdown.
     Reset,
+    /// TCP, passed on to another node. If this is forgotten too early, the next packet is passed on to the same node,
+    /// unless endpoints have changed.
+    PassedOn,
     /// UDP, no answer yet.
     Unanswered,
     /// UDP, answered.
@@ -85,6 +90,7 @@ impl Phase {
             Self::Associated => "associated",
             Self::Closing => "closing",
             Self::Reset => "reset",
+            Self::PassedOn => "passed on",
             Self::Unanswered => "unanswered",
             Self::Answered => "answered",
         }
@@ -99,6 +105,7 @@ impl Phase {
             Self::Associated => [210, 120, 90],
             Self::Closing => [30, 10, 5],
             Self::Reset => [10, 5, 2],
+            Self::PassedOn => [3600, 600, 60],
             Self::Unanswered => [30, 15, 5],
             Self::Answered => [180, 60, 30],
         };
@@ -113,14 +120,22 @@ impl Phase {
 impl Group {
     /// What the connection is doing.
     pub const fn phase(&self) -> Phase {
-        let answered = self.reply & tcp_state::CONFIRMED != 0;
+        // One side's end is followed by the other's.
+        let reply = if self.passed_on {
+            tcp_state::CONFIRMED | self.forward
+        } else {
+            self.reply
+        };
+        let answered = reply & tcp_state::CONFIRMED != 0;
         if self.protocol == protocol::UDP {
             return if answered { Phase::Answered } else { Phase::Unanswered };
         }
-        if (self.forward | self.reply) & tcp_state::RST != 0 {
+        if (self.forward | reply) & tcp_state::RST != 0 {
             Phase::Reset
-        } else if self.forward & self.reply & tcp_state::FIN != 0 {
+        } else if self.forward & reply & tcp_state::FIN != 0 {
             Phase::Closing
+        } else if self.passed_on && self.protocol == protocol::TCP {
+            Phase::PassedOn
         } else if answered && self.protocol == protocol::SCTP {
             Phase::Associated
         } else if answered {
@@ -217,6 +232,7 @@ pub fn whole<A: Address, E>(
         idle_s: idle_s(entry.last_seen),
         forward: entry.state,
         reply: 0,
+        passed_on: false,
     };
     let mut whole = Whole {
         group,
@@ -238,6 +254,10 @@ pub fn whole<A: Address, E>(
         whole.keys.push(other);
         Ok(Some(found))
     };
+    if entry.flags & conn_flags::PASSED_ON != 0 {
+        whole.group.passed_on = true;
+        return Ok(whole);
+    }
     if entry.flags & conn_flags::NODE != 0 {
         see(tuple(Direction::Ingress, backend, client))?;
         whole.snat = Some(client);
@@ -306,7 +326,9 @@ pub fn is_cut<A: Address>(
     backend: Option<Backend<A>>,
     serving: &HashSet<Pair>,
 ) -> bool {
-    let is_same = backend.is_some_and(|b| (b.addr, b.port) == (entry.dst, entry.dst_port));
+    // What is passed on keeps its destination.
+    let is_same = entry.flags & conn_flags::PASSED_ON != 0
+        || backend.is_some_and(|b| (b.addr, b.port) == (entry.dst, entry.dst_port));
     key.protocol == protocol::UDP && !(is_same && serving.contains(&(entry.service_port, entry.backend)))
 }
 
@@ -466,6 +488,23 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_is_passed_on_has_one_entry_and_is_cut_by_the_name_of_its_backend() {
+        let (c, f) = (end(1, 40000), end(2, 53));
+        let key = Tuple::new(Direction::Ingress, protocol::UDP, c, f);
+        let value = Connection {
+            service_port: 5,
+            backend: 3,
+            ..entry(c, f, conn_flags::FORWARD | conn_flags::PASSED_ON)
+        };
+        let entries = vec![(key, value)];
+        let whole = whole(&key, &value, get(&entries), |_| 0).unwrap();
+        assert!(is_primary(&key, &value) && whole.group.passed_on);
+        assert_eq!(whole.keys, [key]);
+        assert!(!is_cut(&key, &value, None, &HashSet::from([(5, 3)])));
+        assert!(is_cut(&key, &value, None, &HashSet::from([(5, 4)])));
+    }
+
+    #[test]
     fn the_idle_time_and_state_are_those_of_all_entries() {
         let mut entries = entries(true);
         entries[1].1.state = tcp_state::FIN;
@@ -478,6 +517,7 @@ mod tests {
             idle_s: 7,
             forward: tcp_state::FIN,
             reply: tcp_state::CONFIRMED,
+            passed_on: false,
         };
         assert_eq!(whole.group, expected);
     }
@@ -505,6 +545,15 @@ mod tests {
             idle_s: 0,
             forward,
             reply,
+            passed_on: false,
+        }
+    }
+
+    /// The same of a connection that is passed on.
+    fn passed_on(protocol: u8, forward: u8) -> Group {
+        Group {
+            passed_on: true,
+            ..group(protocol, forward, 0)
         }
     }
 
@@ -531,6 +580,11 @@ mod tests {
             (group(protocol::SCTP, CONFIRMED | RST, CONFIRMED), Phase::Reset, 10),
             (group(protocol::UDP, CONFIRMED, 0), Phase::Unanswered, 30),
             (group(protocol::UDP, 0, CONFIRMED), Phase::Answered, 180),
+            (passed_on(protocol::TCP, CONFIRMED), Phase::PassedOn, 3600),
+            (passed_on(protocol::TCP, CONFIRMED | FIN), Phase::Closing, 30),
+            (passed_on(protocol::TCP, CONFIRMED | RST), Phase::Reset, 10),
+            (passed_on(protocol::SCTP, CONFIRMED), Phase::Associated, 210),
+            (passed_on(protocol::UDP, CONFIRMED), Phase::Answered, 180),
         ] {
             assert_eq!(group.phase(), phase, "{group:?}");
             assert!(
@@ -564,6 +618,7 @@ mod tests {
             Phase::Closing,
             Phase::Reset,
             Phase::Answered,
+            Phase::PassedOn,
         ] {
             assert!(phase.timeout_s(Pressure::High) < phase.timeout_s(Pressure::Some));
             assert!(phase.timeout_s(Pressure::Some) < phase.timeout_s(Pressure::None));

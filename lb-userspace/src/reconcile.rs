@@ -37,10 +37,16 @@ use crate::maps::{FamilyOp, MapContents, Maps, MapsError, Op};
 use crate::model::{EndpointSlice, IpFamily, ObjectKey, Problem, Protocol};
 use crate::sources::Event;
 
-/// Tells which adjacency leads to a backend.
+/// Tells which adjacency leads to a backend, and to the node that it is on.
 pub trait NextHops {
     /// Index into `ADJACENCIES` of the address's family; 0 = none known, the node's stack finds the way.
-    fn adjacency(&self, backend: IpAddr) -> u32;
+    fn adjacency(&self, backend: IpAddr) -> u16;
+
+    /// Index into `ADJACENCIES` of the family: the way to another node that runs Fairway and is a neighbour of this one.
+    /// 0 = it is not known to be one.
+    fn neighbour(&self, _node: &str, _family: IpFamily) -> u16 {
+        0
+    }
 }
 
 /// Knows no adjacency.
@@ -48,7 +54,7 @@ pub trait NextHops {
 pub struct NoNextHops;
 
 impl NextHops for NoNextHops {
-    fn adjacency(&self, _backend: IpAddr) -> u32 {
+    fn adjacency(&self, _backend: IpAddr) -> u16 {
         0
     }
 }
@@ -145,8 +151,9 @@ impl<M: Maps, H: NextHops> Reconciler<M, H> {
         self.node_changed();
     }
 
-    /// Asks [`NextHops`] again for the adjacency of every backend for which `concerned` is true.
-    pub fn next_hops_changed(&mut self, concerned: impl Fn(IpAddr) -> bool) {
+    /// Asks [`NextHops`] again for the adjacencies of every backend for which `concerned` is true, by its address and
+    /// the node that it is on.
+    pub fn next_hops_changed(&mut self, concerned: impl Fn(IpAddr, Option<&str>) -> bool) {
         self.lowering.next_hops_changed(&concerned, &self.next_hops);
     }
 

@@ -242,6 +242,60 @@ fn an_agent_that_is_stopped_hands_over_at_once_and_gets_back_without_loss() {
     }
 }
 
+/// Opens a connection to an address, and says who answers.
+fn open(lab: &Lab, address: &str) -> (Talk, String) {
+    let to = SocketAddr::new(address.parse().expect("an address"), 80);
+    lab.namespaces.within("client", move || {
+        let mut talk = Talk::open(to, Duration::from_secs(2)).expect("it is served");
+        let pod = talk.say("x").expect("it answers");
+        (talk, pod)
+    })
+}
+
+/// Waits until a node passes new connections on to the other: it has been told of it, and knows its link address.
+fn until_passed_on(lab: &Lab, node: usize, address: &str) {
+    poll("connections are passed on", PATIENCE, || {
+        let _ended = open(lab, address);
+        let flows = lab.fairway(node, "flows")?;
+        let mut flows = flows.as_array()?.iter();
+        let of_address = |flow: &&Value| flow["frontend"].as_str().is_some_and(|text| text.contains(address));
+        flows
+            .any(|flow| of_address(&flow) && flow["passed_on"] == true)
+            .then_some(())
+    });
+}
+
+#[test]
+fn connections_to_the_pods_of_all_nodes_go_on_while_their_address_moves_there_and_back() {
+    let name = "connections_to_the_pods_of_all_nodes_go_on_while_their_address_moves_there_and_back";
+    let Some(mut lab) = Lab::new(name, "goon", DEVICE) else {
+        return;
+    };
+    for address in ADDRESSES {
+        let first = lab.announcer(address);
+        until_passed_on(&lab, first, address);
+        let mut talks: Vec<_> = (0..12).map(|_| open(&lab, address)).collect();
+        let pods: BTreeSet<&str> = talks.iter().map(|(_, pod)| pod.as_str()).collect();
+        assert_eq!(pods.len(), 2, "both pods are talked to");
+        let mut go_on = |lab: &mut Lab, node: usize| {
+            lab.until_announced_by(address, node);
+            lab.until_known(address, node);
+            for (talk, pod) in &mut talks {
+                assert_eq!(talk.say("x").expect("the connection goes on"), *pod, "{address}");
+            }
+        };
+        lab.signal(first, Signal::SIGTERM);
+        lab.ended(first);
+        go_on(&mut lab, 1 - first);
+        lab.start(first);
+        go_on(&mut lab, first);
+        println!(
+            "{address}: 12 connections went on while it moved from {} and back",
+            NODES[first]
+        );
+    }
+}
+
 /// The node that announces an address, and the client that asks for it. The pods of that node get nothing any more: they
 /// go with it, which their readiness would tell much later; this is about the address.
 fn asked_with_the_other_nodes_pods(lab: &mut Lab) -> (usize, Asking) {
@@ -265,6 +319,8 @@ fn when_a_node_dies_another_takes_over() {
         return;
     };
     let (first, asking) = asked_with_the_other_nodes_pods(&mut lab);
+    until_passed_on(&lab, first, INSIDE_V4);
+    let mut talks: Vec<_> = (0..8).map(|_| open(&lab, INSIDE_V4)).collect();
     // The agent has no time to tell anybody.
     let (pid, switch) = (lab.pid(first), lab.namespaces.name("switch"));
     let die = format!("kill -9 {pid}; exec ip -n {switch} link set to-{} down", NODES[first]);
@@ -275,6 +331,9 @@ fn when_a_node_dies_another_takes_over() {
     std::thread::sleep(Duration::from_millis(1500));
     let gap = asking.longest_gap("death of the node that announces 192.0.2.50");
     assert!(gap < Duration::from_secs(3), "{gap:?}");
+    for (talk, pod) in &mut talks {
+        assert_eq!(talk.say("x").expect("the connection goes on"), *pod);
+    }
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn record(node: &str, renewed: Timestamp) -> Record {
         duration: Duration::from_secs(2),
         pools: ["default".into()].into(),
         owns: BTreeSet::new(),
+        addresses: BTreeSet::new(),
     }
 }
 

@@ -12,6 +12,9 @@
 //!   of a process of the node P, translated as its packets leave it, two entries
 //!   egress   P→F : N→B   (primary)
 //!   ingress  B→N : F→P
+//!
+//!   passed on to the node of the backend, which translates and answers, one entry
+//!   ingress  C→F : C→F   (primary)
 //! ```
 //!
 //! Ingress entries hold *both* new halves: TC ingress applies the destination only and leaves the source to TC
@@ -66,7 +69,8 @@ pub struct Connection<A> {
     pub dst_port: Port,
     /// When the last packet hit this entry: the low 32 bits of jiffies (unit: 1/[`super::Config::hz`] s).
     pub last_seen: u32,
-    /// Index into `ADJACENCIES` of the backend's next hop (entries of the forward way).
+    /// Index into `ADJACENCIES` of the backend's next hop (entries of the forward way), or of the backend's node
+    /// ([`conn_flags::PASSED_ON`]).
     pub adjacency: u32,
     /// Id of the Service port, see [`super::Frontend::service_port`].
     pub service_port: u32,
@@ -100,6 +104,11 @@ pub mod conn_flags {
     /// with [`BOTH`] and [`SNAT`]. `ifindex` is the device that the process's packets are routed to, and
     /// `client_mac` that device's own address: replies are delivered as if they came in there.
     pub const NODE: u8 = 32;
+    /// This node announces the frontend's address, and passes the packets on as they are to the node of the backend, by
+    /// whose link address alone that gets them. That node translates them, and answers the client itself. So when
+    /// another node announces the address it needs to know nothing: by the same tables it passes the packets on to the
+    /// same node, which knows the connection.
+    pub const PASSED_ON: u8 = 64;
 }
 
 /// What has been seen of a flow, by the entry that its packets hit. UDP uses `CONFIRMED` only.

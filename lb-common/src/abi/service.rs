@@ -96,7 +96,10 @@ pub struct Backend<A> {
     /// See [`backend_flags`].
     pub flags: u16,
     /// Index into `ADJACENCIES`. 0 = none known: the node's stack finds the way.
-    pub adjacency: u32,
+    pub adjacency: u16,
+    /// Index into `ADJACENCIES` of the way to the node that it is on, if that runs Fairway and is a neighbour of this
+    /// one. 0 = none known. See [`super::conn_flags::PASSED_ON`].
+    pub node: u16,
 }
 
 /// Flags of a [`Backend`].
@@ -129,7 +132,8 @@ pub struct Adjacency<A> {
 
 /// Flags of an [`Adjacency`].
 pub mod adjacency_flags {
-    /// The Ethernet addresses are known and the device is an uplink with XDP: the packet may be sent from there.
+    /// The Ethernet addresses are known, and packets may be sent there by them: from an uplink with XDP, or on to another
+    /// node ([`super::Backend::node`]).
     pub const FAST: u16 = 1;
 }
 

@@ -257,6 +257,12 @@ fn look_up<F: Family, P: Packet, E: Env + Tables<F>>(packet: &P, env: &E, to: Ma
     }
 }
 
+/// Whether this node announces the address on that network, and may answer for it now.
+#[inline(always)]
+pub(super) fn may_answer<F: Family, E: Env + Tables<F>>(env: &E, key: &AnnouncedKey<F::Addr>) -> bool {
+    Tables::<F>::announced(env, key).is_some() && env.now_ns() < env.announce_until_ns()
+}
+
 /// A group address, broadcast included.
 #[inline(always)]
 const fn is_group(mac: Mac) -> bool {

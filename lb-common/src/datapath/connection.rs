@@ -3,10 +3,10 @@
 use super::frontend::{self, Origin};
 use super::parse::{Headers, Ip};
 use super::rewrite::{self, Translation};
-use super::{Step, Verdict, done, not_ours, select};
+use super::{Progress, Step, Verdict, announce, done, not_ours, select};
 use crate::abi::{
-    Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, adjacency_flags, backend_flags,
-    config_flags, conn_flags, tcp_state,
+    AnnouncedKey, Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, adjacency_flags,
+    backend_flags, config_flags, conn_flags, frontend_flags, tcp_state,
 };
 use crate::env::{ConnectionEntry, Draft, Env, InsertError, Packet, Tables};
 use crate::hash;
@@ -62,6 +62,10 @@ pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
             return send::<F, P, E>(packet, env, headers, &entry.get());
         }
     }
+    // XDP hands on to TC what it cannot pass on: translated to what it is.
+    if !matches!(P::HOOK, Hook::Xdp) && known.flags & conn_flags::PASSED_ON != 0 {
+        return pass_on::<F, P, E>(packet, env, headers, known.adjacency);
+    }
     hand_on::<F, P, E>(packet, env, headers, &entry.get())
 }
 
@@ -88,6 +92,9 @@ pub fn describe<F: Ip, P: Packet>(packet: &P, headers: &Headers<F>, draft: &mut 
             Hook::Egress => conn_flags::NODE | conn_flags::BOTH | conn_flags::SNAT,
             _ => 0,
         };
+    if !matches!(P::HOOK, Hook::Egress) && P::ETHERNET {
+        draft.primary.flags |= conn_flags::PASSED_ON; // It could be: `choose` and `divert` decide.
+    }
 }
 
 /// Finds a backend for the described connection: looks up the frontend, lets the client in, chooses. Everything it
@@ -130,7 +137,7 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
     primary.dst = chosen.backend.addr;
     primary.dst_port = chosen.backend.port;
     primary.last_seen = env.now();
-    primary.adjacency = chosen.backend.adjacency;
+    primary.adjacency = u32::from(chosen.backend.adjacency);
     primary.service_port = found.service_port;
     primary.backend = chosen.id;
     let is_elsewhere = chosen.backend.flags & backend_flags::NODE_ADDRESS == 0;
@@ -141,7 +148,49 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
     if chosen.backend.flags & backend_flags::LOCAL != 0 {
         primary.flags |= conn_flags::LOCAL;
     }
+    // The other node chooses anew, by the same tables: to whom a client is pinned it could not know.
+    const KIND: u32 = frontend_flags::LOAD_BALANCER | frontend_flags::MASQUERADE_EXTERNAL;
+    let may_pass_on = origin == Origin::External
+        && found.flags & (KIND | frontend_flags::AFFINITY) == KIND
+        && chosen.backend.flags & (backend_flags::LOCAL | backend_flags::NODE_ADDRESS) == 0;
+    if !may_pass_on {
+        primary.flags &= !conn_flags::PASSED_ON;
+    }
+    draft.reply.adjacency = u32::from(chosen.backend.node);
     Ok(Opening::Connection)
+}
+
+/// Has the described connection passed on to the backend's node, if it may be and this node announces its address there
+/// now, and that node is a neighbour on the same network. (No two nodes announce an address there, so nothing goes in
+/// circles.)
+#[inline(never)]
+fn divert<F: Family, E: Env + Tables<F>>(env: &E) {
+    let Some(mut draft) = Tables::<F>::draft(env) else {
+        return;
+    };
+    let draft = &mut *draft;
+    if draft.primary.flags & conn_flags::PASSED_ON == 0 {
+        return;
+    }
+    let (node, ifindex) = (draft.reply.adjacency, draft.primary.ifindex);
+    let key = AnnouncedKey {
+        addr: draft.primary_key.dst,
+        ifindex,
+    };
+    if node != 0 && is_next::<F, E>(env, node, ifindex) && announce::may_answer::<F, E>(env, &key) {
+        (draft.primary.dst, draft.primary.dst_port) = (draft.primary_key.dst, draft.primary_key.dst_port);
+        draft.primary.adjacency = node;
+        draft.primary.flags &= !conn_flags::SNAT;
+    } else {
+        draft.primary.flags &= !conn_flags::PASSED_ON;
+    }
+}
+
+/// Whether this adjacency leads out of this device, to a known link address.
+#[inline(always)]
+fn is_next<F: Family, E: Tables<F>>(env: &E, adjacency: u32, ifindex: u32) -> bool {
+    env.adjacency(adjacency)
+        .is_some_and(|next| next.flags & adjacency_flags::FAST != 0 && next.ifindex == ifindex)
 }
 
 /// Whether a packet that came in by this device is of a pod on this node.
@@ -161,6 +210,7 @@ fn is_of_pod<F: Family, E: Env + Tables<F>>(env: &E, src: &F::Addr, ifindex: u32
 /// If there is no room in the table, no port or no address to masquerade with.
 #[inline(always)]
 pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> {
+    divert::<F, E>(env);
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
     let draft = &mut *draft;
     if draft.primary.flags & conn_flags::NODE != 0 {
@@ -173,6 +223,9 @@ pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> 
 /// Writes the two or four entries of a connection whose packets come into the node.
 #[inline(always)]
 fn record_of_client<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
+    if draft.primary.flags & conn_flags::PASSED_ON != 0 {
+        return Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull);
+    }
     // Back out of the node: the backend's address becomes the frontend's.
     let key = draft.primary_key;
     draft.reply_key = Tuple {
@@ -371,6 +424,41 @@ fn hand_on<F: Ip, P: Packet, E: Env + Tables<F>>(
         }
     }
     done::<P, E>(env, verdict, Outcome::Translated)
+}
+
+/// Passes the packet on, as it is, to the node of the backend, which is reached by the device that it came in by. If it
+/// is not any more, another way is to be chosen.
+///
+/// In TC the packet may be larger than the device takes: it has been put together of several that came in there, and is
+/// taken apart again.
+#[inline(never)]
+fn pass_on<F: Ip, P: Packet, E: Env + Tables<F>>(
+    packet: &mut P,
+    env: &E,
+    headers: &Headers<F>,
+    adjacency: u32,
+) -> Step {
+    // A frame with a tag is for another device; the stack tells the sender that no hops are left.
+    if headers.tagged || F::extent(packet, headers).is_none_or(|extent| extent.hops <= 1) {
+        return not_ours::<P, E>(env);
+    }
+    if readdress::<F, P, E>(packet, env, adjacency).is_none() {
+        return Ok(Progress::Open);
+    }
+    let mut t = Translation::of(headers);
+    t.hops = 1;
+    F::rewrite(packet, &t).ok_or(DropReason::Malformed)?;
+    done::<P, E>(env, Verdict::Reflect, Outcome::Forwarded)
+}
+
+/// Addresses the frame to this next hop, if it is reached by the device that the packet came in by.
+#[inline(always)]
+pub(super) fn readdress<F: Family, P: Packet, E: Tables<F>>(packet: &mut P, env: &E, adjacency: u32) -> Option<()> {
+    let next = env.adjacency(adjacency)?;
+    if next.flags & adjacency_flags::FAST == 0 || next.ifindex != packet.ifindex() {
+        return None;
+    }
+    rewrite::link(packet, next.src_mac, next.dst_mac)
 }
 
 /// Sends the packet, whose frame is addressed already, out by the device that it came in by.

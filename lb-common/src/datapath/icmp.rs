@@ -12,6 +12,7 @@
 //! | hook | the answer's entry | is about | becomes |
 //! | --- | --- | --- | --- |
 //! | ingress | B→N, or C→F | a packet on its way to the backend, or to the client | to and from the other two ends |
+//! | ingress | C→F, passed on | a packet of the node that answers the client | as it is, for that node |
 //! | egress | B→C | a packet of a client between the hooks, such as the node's own stack has it | C→F |
 //! | egress | C→B | a packet of a backend between the hooks | B→N |
 //!
@@ -20,7 +21,7 @@
 
 use super::fragment::Part;
 use super::parse::{self, Ip, Link};
-use super::{Step, Verdict, done, not_ours, transport};
+use super::{Step, Verdict, connection, done, not_ours, transport};
 use crate::abi::{Addr4, Addr6, Address, Connection, Direction, DropReason, Family, Hook, Outcome, Tuple, conn_flags};
 use crate::checksum::Delta;
 use crate::env::{ConnectionEntry as _, Env, Packet, Quote, Tables};
@@ -49,11 +50,39 @@ impl Places {
 /// If the kernel refuses to have the packet written.
 #[inline(always)]
 pub(super) fn translate<F: Ip, P: Packet, E: Env + Tables<F>>(packet: &mut P, env: &E) -> Step {
-    if note::<F, P, E>(packet, env).is_none() || !Tables::<F>::relate(env, P::HOOK) {
+    if note::<F, P, E>(packet, env).is_none() {
         return not_ours::<P, E>(env);
     }
-    write::<F, P, E>(packet, env).ok_or(DropReason::Malformed)?;
-    done::<P, E>(env, Verdict::Pass, Outcome::Translated)
+    match Tables::<F>::relate(env, P::HOOK) {
+        Relation::None => not_ours::<P, E>(env),
+        Relation::Translated => {
+            write::<F, P, E>(packet, env).ok_or(DropReason::Malformed)?;
+            done::<P, E>(env, Verdict::Pass, Outcome::Translated)
+        }
+        Relation::PassedOn => match pass_on::<F, P, E>(packet, env) {
+            Some(()) => done::<P, E>(env, Verdict::Reflect, Outcome::Forwarded),
+            None => not_ours::<P, E>(env),
+        },
+    }
+}
+
+/// What an ICMP error has to do with a known connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Relation {
+    /// Nothing.
+    None,
+    /// It is about a packet of it, and now noted as an error about the packet that its receiver has sent.
+    Translated,
+    /// It is about an answer of the node that the connection is passed on to, whose adjacency is in the draft: that node
+    /// has to have it.
+    PassedOn,
+}
+
+/// Passes the error on to the node that has sent what it is about.
+#[inline(always)]
+fn pass_on<F: Ip, P: Packet, E: Tables<F>>(packet: &mut P, env: &E) -> Option<()> {
+    let adjacency = env.draft()?.primary.adjacency;
+    connection::readdress::<F, P, E>(packet, env, adjacency)
 }
 
 #[inline(always)]
@@ -86,23 +115,26 @@ fn write<F: Ip, P: Packet, E: Tables<F>>(packet: &mut P, env: &E) -> Option<()> 
     F::rewrite_error(packet, &places, &draft.quote)
 }
 
-/// Makes the noted error one about the packet that its receiver has sent. Whether it is about a known connection. The
-/// kernel has it out of line.
+/// Makes the noted error one about the packet that its receiver has sent. The kernel has it out of line.
 #[inline(always)]
-pub fn relate<F: Family, E: Env + Tables<F>>(env: &E, hook: Hook) -> bool {
+pub fn relate<F: Family, E: Env + Tables<F>>(env: &E, hook: Hook) -> Relation {
     let Some(mut draft) = Tables::<F>::draft(env) else {
-        return false;
+        return Relation::None;
     };
     let draft = &mut *draft;
     let quote = &mut draft.quote;
     draft.reply_key = quote.packet.reversed(direction(hook));
     let answer: Option<Connection<F::Addr>> = Tables::<F>::connection(env, &draft.reply_key).map(|entry| entry.get());
     if !matches!(hook, Hook::Egress) {
-        let Some(known) = answer else { return false };
+        let Some(known) = answer else { return Relation::None };
+        if known.flags & conn_flags::PASSED_ON != 0 {
+            draft.primary.adjacency = known.adjacency;
+            return Relation::PassedOn;
+        }
         (quote.packet.src, quote.packet.src_port) = (known.dst, known.dst_port);
         (quote.packet.dst, quote.packet.dst_port) = (known.src, known.src_port);
         quote.to = known.dst;
-        return true;
+        return Relation::Translated;
     }
     let mut is_ours = false;
     if let Some(known) = answer
@@ -128,7 +160,7 @@ pub fn relate<F: Family, E: Env + Tables<F>>(env: &E, hook: Hook) -> bool {
             is_ours = true;
         }
     }
-    is_ours
+    if is_ours { Relation::Translated } else { Relation::None }
 }
 
 #[inline(always)]

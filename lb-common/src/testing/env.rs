@@ -292,7 +292,7 @@ impl<F: Cast> Tables<F> for FakeEnv {
         connection::record::<F, _>(self)
     }
 
-    fn relate(&self, hook: Hook) -> bool {
+    fn relate(&self, hook: Hook) -> icmp::Relation {
         icmp::relate::<F, _>(self, hook)
     }
 

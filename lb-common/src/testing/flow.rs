@@ -113,6 +113,13 @@ impl<F: Cast> Flow<F> {
         self
     }
 
+    /// The same, passed on to the backend's node.
+    #[must_use]
+    pub fn passed_on(mut self) -> Self {
+        self.flags |= conn_flags::PASSED_ON;
+        self
+    }
+
     /// The same, made some time ago.
     #[must_use]
     pub fn old(mut self) -> Self {
@@ -206,6 +213,11 @@ impl<F: Cast> Flow<F> {
             Some(snat) if self.port.is_none() => snat,
             _ => self.inner_client(),
         };
+        if self.flags & conn_flags::PASSED_ON != 0 {
+            let mut only = value(self.client, self.frontend, conn_flags::FORWARD);
+            only.state = self.state;
+            return [(self.primary(), only)].into();
+        }
         let mut primary = value(seen_by_backend, self.backend, conn_flags::FORWARD | both);
         primary.state = self.state;
         let mut entries: Vec<_> = [

@@ -14,6 +14,7 @@
 //! | [`sctp`] | SCTP, on every hook |
 //! | [`icmp`] | ICMP errors about known connections |
 //! | [`announce`] | ARP and NDP for announced addresses |
+//! | [`passed_on`] | what comes in for them and goes on, as it is, to the backend's node |
 //! | [`node`] | processes of the node whose sockets were not translated |
 //! | [`socket`] | sockets |
 
@@ -27,6 +28,7 @@ mod headers;
 mod icmp;
 mod lifetime;
 mod node;
+mod passed_on;
 mod policy;
 mod reply;
 mod sctp;
@@ -78,6 +80,7 @@ fn of<F: Cast>() -> Vec<Scenario> {
         sctp::scenarios::<F>(),
         icmp::scenarios::<F>(),
         announce::scenarios::<F>(),
+        passed_on::scenarios::<F>(),
         node::scenarios::<F>(),
         socket::scenarios::<F>(),
     ]

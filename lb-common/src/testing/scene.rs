@@ -16,8 +16,8 @@ use super::packet::DEVICE;
 use super::scenario::{Call, Expected, Input, Output, Scenario};
 use super::{Cast, Flow, Frame, World};
 use crate::abi::{
-    Adjacency, Backend, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome, Port, Tuple,
-    address_class, adjacency_flags, backend_flags, config_flags, frontend_flags, protocol,
+    Adjacency, Announced, AnnouncedKey, Backend, Config, DropReason, Frontend, FrontendKey, Hook, LpmKey, Mac, Outcome,
+    Port, Tuple, address_class, adjacency_flags, backend_flags, config_flags, frontend_flags, protocol,
 };
 use crate::datapath::Verdict;
 use crate::datapath::socket::{Answer, Request, restore, translate};
@@ -159,11 +159,42 @@ impl<F: Cast> Scene<F> {
                 addr,
                 port: Port::new(TARGET),
                 flags,
-                adjacency,
+                adjacency: u16::try_from(adjacency).expect("there are fewer"),
+                node: 0,
             };
             F::maps_mut(world).backends.insert(id, backend);
             world.maglev.insert(id, id);
             add_class::<F>(world, addr, address_class::BACKEND);
+        })
+    }
+
+    /// The other node runs Fairway and is a neighbour: its backends are known to be on it.
+    #[must_use]
+    pub fn neighbour(self) -> Self {
+        self.given(|world| {
+            for id in [3, 4] {
+                let backend = F::maps_mut(world).backends.get_mut(&id).expect("the cast has it");
+                backend.node = u16::try_from(BY_NODE_2).expect("there are fewer");
+            }
+        })
+    }
+
+    /// This node announces the VIP on the device that packets come in by, and may answer for it for another hour.
+    #[must_use]
+    pub fn announced(self) -> Self {
+        const HOUR_NS: u64 = 3_600_000_000_000;
+        self.given(|world| {
+            world.now_ns = 1 << 40;
+            world.announce_until_ns = world.now_ns + HOUR_NS;
+            let key = AnnouncedKey {
+                addr: F::VIP,
+                ifindex: DEVICE,
+            };
+            let announced = Announced {
+                mac: NODE_1_MAC,
+                pad: [0; 2],
+            };
+            F::maps_mut(world).announced.insert(key, announced);
         })
     }
 

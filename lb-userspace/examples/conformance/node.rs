@@ -38,9 +38,10 @@ struct TwoNextHops {
 }
 
 impl NextHops for TwoNextHops {
-    fn adjacency(&self, backend: IpAddr) -> u32 {
+    fn adjacency(&self, backend: IpAddr) -> u16 {
         let is_local = self.own.contains(&backend) || self.pods.iter().any(|cidr| cidr.contains(&backend));
-        if is_local { LOCAL } else { UPLINK }
+        let device = if is_local { LOCAL } else { UPLINK };
+        u16::try_from(device).unwrap_or(0)
     }
 }
 

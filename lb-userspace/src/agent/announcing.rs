@@ -11,7 +11,7 @@ use super::Origin;
 use crate::announce::choose::Name;
 use crate::announce::demand::{Demands, Index};
 use crate::announce::place::Place;
-use crate::announce::places::places;
+use crate::announce::places::{addresses, places};
 use crate::announce::status::{Announcements, Counts};
 use crate::announce::{Announcer, Meeting, Wish};
 use crate::datapath::attach::Attached;
@@ -19,6 +19,7 @@ use crate::datapath::pin::PinDir;
 use crate::maps::Maps;
 use crate::model::Problem;
 use crate::netlink::network::Network;
+use crate::netlink::next_hops::Nodes;
 use crate::reconcile::{NextHops, Reconciler};
 use crate::sources::Event;
 
@@ -29,6 +30,8 @@ pub struct Settings {
     pub lease_duration: Duration,
     /// The namespace of Leases, where there is an API.
     pub lease_namespace: String,
+    /// What comes in for announced addresses is passed on to the nodes of the endpoints.
+    pub passes_on: bool,
 }
 
 /// What the loop knows of announcement.
@@ -38,6 +41,8 @@ pub struct Announcing {
     labels: BTreeMap<String, String>,
     /// `None`: this node announces nothing.
     announcer: Option<Announcer>,
+    /// See [`Settings::passes_on`].
+    passes_on: bool,
 }
 
 impl Announcing {
@@ -70,6 +75,7 @@ impl Announcing {
             demands: Arc::default(),
             labels: BTreeMap::new(),
             announcer,
+            passes_on: settings.is_some_and(|settings| settings.passes_on),
         })
     }
 
@@ -94,13 +100,21 @@ impl Announcing {
             self.demands = Arc::new(self.index.demands(proxy_name, |service| reconciler.slices(service)));
         }
         let mine = self.demands.keys().filter(|addr| network.is_local(**addr));
+        let places = places(self.index.pools(), &self.labels, network, attached);
         announcer.wish(Wish {
             is_known: true,
             has_pools: self.index.pools().next().is_some(),
             owns: mine.copied().collect(),
-            places: places(self.index.pools(), &self.labels, network, attached),
+            node_addresses: addresses(&places, network),
+            places,
             demands: Arc::clone(&self.demands),
         });
+    }
+
+    /// The nodes that packets for announced addresses may be passed on to.
+    pub fn others(&self) -> Nodes {
+        let told = self.announcer.as_ref().filter(|_| self.passes_on).map(Announcer::told);
+        told.map(|told| told.others.clone()).unwrap_or_default()
     }
 
     /// What is wrong with pools and with announcement.

@@ -27,6 +27,7 @@ use super::tell::Tellings;
 use super::tenure::{Claim, Tenure};
 use super::view::View;
 use crate::model::Problem;
+use crate::netlink::next_hops::Nodes;
 
 /// What could not be written is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -40,6 +41,8 @@ pub struct Told {
     pub announcements: Announcements,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// The other nodes that are there.
+    pub others: Nodes,
 }
 
 /// The loop's parts.
@@ -182,6 +185,7 @@ impl Duty {
         Claim {
             pools: self.wish.places.keys().cloned().collect(),
             owns: self.wish.owns.clone(),
+            addresses: self.wish.node_addresses.clone(),
         }
     }
 
@@ -275,6 +279,7 @@ impl Duty {
         [
             self.tenure.due(&self.claim(), self.view.next_doubt(), now),
             self.view.next_settled(),
+            self.view.next_forgotten(now),
             self.tellings.next(),
             self.unwritten.is_some().then(|| now + AGAIN),
             ends,
@@ -296,6 +301,7 @@ impl Duty {
                 addresses: self.announcements(),
             };
         }
+        told.others = self.view.others(now);
         told.problems = self.problems(&told.announcements.addresses, now);
         self.told.send_if_modified(|before| {
             let is_new = *before != told;

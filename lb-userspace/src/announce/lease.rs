@@ -29,6 +29,9 @@ const ANNOUNCES: &str = "fairway.io/announces";
 /// Addresses that are to be announced and that the node has itself, with commas between.
 const OWNS: &str = "fairway.io/owns";
 
+/// The addresses by which the node is known where it announces, with commas between.
+const ADDRESSES: &str = "fairway.io/addresses";
+
 /// What a node says in its Lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -48,6 +51,8 @@ pub struct Record {
     pub pools: BTreeSet<Arc<str>>,
     /// Addresses to be announced that the node has itself.
     pub owns: BTreeSet<IpAddr>,
+    /// The addresses by which the node is known where it announces: its neighbours pass packets on to them.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// What all nodes say.
@@ -103,9 +108,16 @@ pub fn name_of(node: &str) -> String {
 impl Record {
     /// As an object of the API.
     pub fn to_lease(&self, namespace: &str) -> Lease {
-        let owns: Vec<String> = self.owns.iter().map(ToString::to_string).collect();
+        let list = |addrs: &BTreeSet<IpAddr>| {
+            let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+            texts.join(",")
+        };
         let pools: Vec<&str> = self.pools.iter().map(|pool| &**pool).collect();
-        let annotations = [(ANNOUNCES, pools.join(",")), (OWNS, owns.join(","))];
+        let annotations = [
+            (ANNOUNCES, pools.join(",")),
+            (OWNS, list(&self.owns)),
+            (ADDRESSES, list(&self.addresses)),
+        ];
         let label = (LABEL.0.to_owned(), LABEL.1.to_owned());
         let holder = if self.held {
             self.node.to_string()
@@ -150,6 +162,7 @@ impl Record {
             duration: Duration::from_secs(duration),
             pools: list(ANNOUNCES).map(Into::into).collect(),
             owns: list(OWNS).filter_map(|text| text.parse().ok()).collect(),
+            addresses: list(ADDRESSES).filter_map(|text| text.parse().ok()).collect(),
         })
     }
 }
@@ -169,6 +182,7 @@ pub(super) mod tests {
             duration: Duration::from_secs(2),
             pools: ["default".into()].into(),
             owns: BTreeSet::new(),
+            addresses: BTreeSet::new(),
         }
     }
 
@@ -177,6 +191,9 @@ pub(super) mod tests {
         let mut written = record("node-1.example", 42);
         written.pools.insert("edge".into());
         written.owns.insert("2001:db8::9".parse().expect("an address"));
+        written.addresses = ["192.0.2.1", "2001:db8::1"]
+            .map(|text| text.parse().expect("an address"))
+            .into();
         assert_eq!(
             Record::of_lease(&written.to_lease("kube-system")),
             Some(written.clone())

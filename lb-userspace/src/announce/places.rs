@@ -1,6 +1,7 @@
 //! For which pools this node may announce, and on which of its devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::Mac;
@@ -22,6 +23,14 @@ pub struct Device {
 
 /// By name of the pool: the devices on which this node may announce its addresses, at least one.
 pub type Places = BTreeMap<Arc<str>, Vec<Device>>;
+
+/// The addresses by which the node is known on the networks of these places.
+pub fn addresses(places: &Places, network: &Network) -> BTreeSet<IpAddr> {
+    let devices: BTreeSet<u32> = places.values().flatten().map(|device| device.ifindex).collect();
+    let addresses = network.addresses.iter();
+    let known_by = addresses.filter(|address| devices.contains(&address.device) && network.is_source(address));
+    known_by.map(|address| address.address).collect()
+}
 
 /// The places of a node with these labels and devices.
 ///

@@ -33,10 +33,12 @@ pub struct Claim {
     pub pools: BTreeSet<Arc<str>>,
     /// Addresses to be announced that this node has itself.
     pub owns: BTreeSet<IpAddr>,
+    /// The addresses by which this node is known where it announces.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Claim {
-    /// Whether there is anything to say. A node that says nothing holds no Lease.
+    /// Whether there is anything to say of announcing. A node that says nothing holds no Lease.
     fn says_nothing(&self) -> bool {
         self.pools.is_empty() && self.owns.is_empty()
     }
@@ -133,7 +135,7 @@ impl Tenure {
         let due = match (&self.standing, &self.written) {
             (Standing::Free, _) if claim.says_nothing() => return None,
             (Standing::Held { .. }, Some((record, began)))
-                if record.pools == claim.pools && record.owns == claim.owns =>
+                if record.pools == claim.pools && record.owns == claim.owns && record.addresses == claim.addresses =>
             {
                 let regular = *began + self.duration / 3;
                 doubt.map_or(regular, |doubt| doubt.min(regular))
@@ -181,6 +183,7 @@ impl Tenure {
             duration: self.duration,
             pools: claim.pools.clone(),
             owns: claim.owns.clone(),
+            addresses: claim.addresses.clone(),
         }
     }
 
@@ -248,7 +251,12 @@ impl Tenure {
         let Some((last, _)) = self.written.take().filter(|(last, _)| last.held) else {
             return;
         };
-        let mut farewell = self.record(&Claim::default(), Some(last.transitions));
+        // The data path goes on: neighbours may pass packets on to it until the next agent comes.
+        let claim = Claim {
+            addresses: last.addresses.clone(),
+            ..Claim::default()
+        };
+        let mut farewell = self.record(&claim, Some(last.transitions));
         (farewell.acquired, farewell.transitions) = (last.acquired, last.transitions);
         match timeout(FAREWELL, self.leases.write(&farewell)).await {
             Ok(Ok(())) => info!("the Lease is given up: others announce now"),

@@ -18,9 +18,12 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::choose::Name;
 use super::lease::{Record, Records};
+use crate::netlink::next_hops::Nodes;
 
 /// Own renewals on their way that are remembered.
 const ON_THEIR_WAY: usize = 16;
+/// For so long a node whose Lease has ended is taken for one whose agent is about to come back. Its data path goes on.
+const ABOUT_TO_COME_BACK: Duration = Duration::from_secs(120);
 
 /// What is known of the nodes.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ struct Known {
     /// When it was last seen to change.
     changed: Instant,
     standing: Standing,
+    /// When its end was seen, if it has been live before.
+    ended: Option<Instant>,
 }
 
 /// What a node's Lease is worth.
@@ -66,8 +71,9 @@ impl Standing {
     }
 }
 
-/// What decisions need to know of a node: its name, how it stands, its pools, and the addresses that are its own.
-type Summary = (Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>);
+/// What decisions need to know of a node: its name, how it stands, its pools, the addresses that are its own, and those that
+/// it is known by.
+type Summary = (Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>, BTreeSet<IpAddr>);
 
 impl View {
     /// That of the node of this name, whose Lease is good for so long after a renewal.
@@ -108,7 +114,7 @@ impl View {
         {
             self.confirmed = self.begun.drain(..=at).next_back().map(|(_, began)| began);
         }
-        self.expire();
+        self.expire(now);
         // Nobody holds a Lease, and so nobody answers: there is nothing to wait for. Of two nodes that begin at once, at
         // most one is told of its own Lease before that of the other.
         let others = self.known.iter().filter(|(node, _)| **node != self.me);
@@ -132,6 +138,7 @@ impl View {
                 known.standing,
                 record.pools.clone(),
                 record.owns.clone(),
+                record.addresses.clone(),
             )
         };
         known.map(parts).collect()
@@ -148,6 +155,7 @@ impl View {
                 record: record.clone(),
                 changed: now,
                 standing,
+                ended: None,
             };
             self.known.insert(record.node.clone(), known);
             return;
@@ -155,22 +163,27 @@ impl View {
         if known.record == *record {
             return;
         }
+        let was_live = known.standing.is_live();
         let same_term = (known.record.acquired, known.record.transitions) == (record.acquired, record.transitions);
         known.standing = match known.standing {
             _ if !record.held => Standing::Released,
             standing if standing.is_live() && same_term => standing,
             _ => Standing::Settling(now),
         };
+        if was_live && !known.standing.is_live() {
+            known.ended = Some(now);
+        }
         known.changed = now;
         known.record = record.clone();
     }
 
-    fn expire(&mut self) {
+    fn expire(&mut self, now: Instant) {
         let Some(confirmed) = self.confirmed else { return };
         for (node, known) in &mut self.known {
             let is_over = confirmed >= known.changed + known.record.duration;
             if *node != self.me && known.standing.is_live() && is_over {
                 known.standing = Standing::Expired;
+                known.ended = Some(now);
             }
         }
     }
@@ -233,6 +246,24 @@ impl View {
     /// All nodes with a Lease.
     pub fn nodes(&self) -> impl Iterator<Item = (&Record, Standing)> {
         self.known.values().map(|known| (&known.record, known.standing))
+    }
+
+    /// The other nodes with a data path, with the addresses that they are known by: those that hold a Lease, and those that
+    /// did until a short while ago.
+    pub fn others(&self, now: Instant) -> Nodes {
+        let others = self.known.iter().filter(|(node, _)| **node != self.me);
+        let up = others.filter(|(_, known)| {
+            known.standing.is_live() || known.ended.is_some_and(|ended| now < ended + ABOUT_TO_COME_BACK)
+        });
+        up.map(|(node, known)| (node.clone(), known.record.addresses.clone()))
+            .collect()
+    }
+
+    /// When [`Self::others`] changes next by itself.
+    pub fn next_forgotten(&self, now: Instant) -> Option<Instant> {
+        let gone = self.known.values().filter(|known| !known.standing.is_live());
+        let ends = gone.filter_map(|known| Some(known.ended? + ABOUT_TO_COME_BACK));
+        ends.filter(|end| *end > now).min()
     }
 
     /// The nodes that may announce addresses of a pool, in the order of their names.
@@ -364,6 +395,25 @@ mod tests {
         let doubt = story.view.next_doubt().expect("there is another");
         story.view.begin(record("b", 9999).renewed, doubt);
         assert_eq!(story.view.next_doubt(), None);
+    }
+
+    #[test]
+    fn a_node_whose_agent_is_replaced_is_there_meanwhile_and_one_that_stays_away_is_not() {
+        let mut story = Story::of("b");
+        let others = |story: &Story, ms| story.view.others(story.at(ms)).into_keys().collect::<Vec<_>>();
+        story.written("old", 0, |record| record.held = false);
+        for ms in [0, 700, 1400, 2100] {
+            story.written("a", ms, as_it_is);
+            story.written("b", ms + 1, as_it_is);
+        }
+        assert_eq!(others(&story, 2200), ["a".into()]);
+        story.written("a", 3000, |record| record.held = false);
+        assert_eq!(others(&story, 122_999), ["a".into()]);
+        assert_eq!(story.view.next_forgotten(story.at(3001)), Some(story.at(123_000)));
+        assert!(others(&story, 123_000).is_empty());
+        story.written("a", 200_000, |record| record.transitions = 1);
+        assert_eq!(others(&story, 400_000), ["a".into()]);
+        assert_eq!(story.view.next_forgotten(story.at(400_000)), None);
     }
 
     #[test]

@@ -199,6 +199,7 @@ impl Fairway {
                 port: Port::new(BACKEND_PORT),
                 flags: backend_flags::LIVE | if is_local { backend_flags::LOCAL } else { 0 },
                 adjacency: if is_local { 2 } else { 1 },
+                node: 0,
             };
             classify(value.addr, address_class::BACKEND);
             backends.set(id, Plain(value), 0)?;

@@ -159,6 +159,12 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, help_heading = "Announcement")]
     announce: Announce,
 
+    /// Whether what comes in for an announced address goes, as it is, to the node of the endpoint, which answers the client
+    /// itself; so connections outlive that another node announces the address. (externalTrafficPolicy Cluster; the node
+    /// has to be a neighbour that holds a Lease.) Else this node translates it, and the answers come back by it.
+    #[arg(long, value_enum, default_value_t, help_heading = "Announcement")]
+    announce_pass_on: Announce,
+
     /// How long another node waits, after this one was last heard of, before it announces in its place: 1 to 60 seconds.
     /// The Lease that says so is renewed every third of it.
     #[arg(
@@ -341,6 +347,7 @@ impl Args {
             announce: (self.announce == Announce::On).then_some(AnnounceSettings {
                 lease_duration: self.announce_lease_duration,
                 lease_namespace: self.lease_namespace,
+                passes_on: self.announce_pass_on == Announce::On,
             }),
             telemetry: TelemetrySettings {
                 healthz: self.healthz_address,

@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{NodeView, Set};
 use crate::model::{Endpoint, EndpointSlice, Hints, IpFamily, Protocol, ServicePort};
@@ -24,13 +25,15 @@ pub struct Endpoints {
 }
 
 /// An endpoint to which connections may go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredBackend {
     /// Its address.
     pub addr: IpAddr,
     /// Its port.
     pub port: u16,
-    /// It is on this node.
+    /// The name of the node that it is on.
+    pub node: Option<Arc<str>>,
+    /// That is this node.
     pub local: bool,
     /// Its address is one of this node's own.
     pub node_address: bool,
@@ -53,6 +56,7 @@ struct Candidate<'a> {
     rank: Rank,
     serving: bool,
     terminating: bool,
+    node: Option<&'a Arc<str>>,
     local: bool,
     hints: Option<&'a Hints>,
 }
@@ -73,6 +77,7 @@ impl Endpoints {
         let backend = |c: &Candidate<'_>| DesiredBackend {
             addr: c.addr,
             port: c.port,
+            node: c.node.cloned(),
             local: c.local,
             node_address: node.has_address(&c.addr),
         };
@@ -125,6 +130,7 @@ fn candidates<'a>(
                 rank: rank(endpoint),
                 serving: endpoint.serving || endpoint.ready,
                 terminating: endpoint.terminating,
+                node: endpoint.node.as_ref(),
                 local: endpoint.node.as_ref().is_some_and(|name| *name == node.name),
                 hints: endpoint.hints.as_deref(),
             }));
@@ -177,7 +183,7 @@ impl Preference {
     }
 
     fn allows(self, candidate: &Candidate<'_>, node: &NodeView) -> bool {
-        let named = |pick: fn(&Hints) -> &[std::sync::Arc<str>], name: Option<&str>| {
+        let named = |pick: fn(&Hints) -> &[Arc<str>], name: Option<&str>| {
             let names = candidate.hints.map(pick).unwrap_or_default();
             name.is_some_and(|wanted| names.iter().any(|name| **name == *wanted))
         };

@@ -83,8 +83,12 @@ impl<F: MapFamily> FamilyContents<F> {
                 let names: Vec<&str> = names.map(|(_, name)| *name).collect();
                 let addr = SocketAddr::new(backend.addr.into(), backend.port.get());
                 let adjacency = backend.adjacency;
+                let node = match backend.node {
+                    0 => String::new(),
+                    node => format!(" node {node}"),
+                };
                 lines.push(format!(
-                    "BACKENDS_{suffix} {id}: {addr} {} adjacency {adjacency}",
+                    "BACKENDS_{suffix} {id}: {addr} {} adjacency {adjacency}{node}",
                     names.join(" ")
                 ));
             }

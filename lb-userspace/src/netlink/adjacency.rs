@@ -42,6 +42,13 @@ pub fn way(network: &Network, backend: IpAddr, fast: &BTreeSet<u32>) -> Option<W
     })
 }
 
+/// The way to another node on a network that this one is on, too: by its link address, without a router.
+pub fn way_to_neighbour(network: &Network, node: IpAddr) -> Option<Way> {
+    // Its packets need no XDP.
+    let devices = network.devices.keys().copied().collect();
+    way(network, node, &devices).filter(|way| way.next_hop == Some(node))
+}
+
 /// The address that the kernel's masquerading would take (`inet_select_addr` of 6.18): of the outgoing device's
 /// the one in the next hop's network, else its first; else the first of another device. For IPv6 the longest
 /// prefix in common with the destination decides among other devices' addresses (RFC 6724, rule 8).

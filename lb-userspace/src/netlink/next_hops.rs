@@ -1,18 +1,19 @@
-//! The adjacency table: ids for ways out of the node, kept in `ADJACENCIES_V4` and `_V6`.
+//! The adjacency table: ids for ways out of the node, to backends and to the nodes that they are on, kept in `ADJACENCIES_V4` and `_V6`.
 //!
 //! A way keeps its id as long as the agent runs. A change of the next hop's Ethernet address, or its loss, is
 //! written to the entry in place, so established connections, which remember the id, follow at once. After a
 //! restart a way takes the id of the entry that says the same; entries that nobody claims lose their `FAST` flag
 //! (the node's stack then finds the way for connections that remember them).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lb_common::abi::{Addr4, Addr6, Address, Adjacency, adjacency_flags};
 
-use super::adjacency::{Way, entry, way};
+use super::adjacency::{Way, entry, way, way_to_neighbour};
 use super::network::Network;
+use crate::model::IpFamily;
 use crate::reconcile::NextHops;
 
 /// Where adjacencies are written to.
@@ -36,6 +37,33 @@ struct State {
     network: Network,
     fast: BTreeSet<u32>,
     backends: HashMap<IpAddr, Option<Way>>,
+    nodes: Nodes,
+    neighbours: Neighbours,
+}
+
+/// The ways to those of the nodes that are neighbours, by [`IpFamily`].
+type Neighbours = HashMap<Arc<str>, [Option<Way>; 2]>;
+
+/// Other nodes that run Fairway, with the addresses that they are known by.
+pub type Nodes = BTreeMap<Arc<str>, BTreeSet<IpAddr>>;
+
+/// What leads another way than before.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Moved {
+    addresses: HashSet<IpAddr>,
+    nodes: HashSet<Arc<str>>,
+}
+
+impl Moved {
+    /// Nothing does.
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.nodes.is_empty()
+    }
+
+    /// Whether this backend, or the node that it is on, is concerned.
+    pub fn concerns(&self, backend: IpAddr, node: Option<&str>) -> bool {
+        self.addresses.contains(&backend) || node.is_some_and(|node| self.nodes.contains(node))
+    }
 }
 
 /// The ids of one family.
@@ -57,37 +85,45 @@ impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
         }
     }
 
-    /// Takes a new snapshot. Returns the backends whose adjacency has another id now.
-    pub fn network_changed(&self, network: &Network, fast: &BTreeSet<u32>, neighbours_only: bool) -> HashSet<IpAddr> {
+    /// Takes a new snapshot. Returns whose adjacency has another id now.
+    pub fn network_changed(&self, network: &Network, fast: &BTreeSet<u32>, neighbours_only: bool) -> Moved {
         let mut state = lock(&self.state);
         let state = &mut *state;
         state.network = network.clone();
         state.fast.clone_from(fast);
-        let mut moved = HashSet::new();
+        let mut moved = Moved::default();
         if !neighbours_only {
             for (backend, known) in &mut state.backends {
                 let now = way(&state.network, *backend, &state.fast);
                 if *known != now {
                     *known = now;
-                    moved.insert(*backend);
+                    moved.addresses.insert(*backend);
                 }
             }
         }
-        let used: HashSet<Way> = state.backends.values().flatten().copied().collect();
+        if !neighbours_only {
+            moved.nodes = state.find_neighbours();
+        }
+        let used: HashSet<Way> = state.ways().collect();
         lock(&self.v4).rewrite(&state.network, &used);
         lock(&self.v6).rewrite(&state.network, &used);
         moved
     }
 
+    /// Takes which other nodes there are. Returns those whose backends are concerned.
+    pub fn nodes_changed(&self, nodes: Nodes) -> Moved {
+        let mut state = lock(&self.state);
+        state.nodes = nodes;
+        Moved {
+            addresses: HashSet::new(),
+            nodes: state.find_neighbours(),
+        }
+    }
+
     /// The next hops that packets are sent to without the stack: they have to be kept resolved.
     pub fn direct(&self) -> BTreeSet<(u32, IpAddr)> {
         let state = lock(&self.state);
-        state
-            .backends
-            .values()
-            .flatten()
-            .filter_map(|w| Some((w.device, w.next_hop?)))
-            .collect()
+        state.ways().filter_map(|w| Some((w.device, w.next_hop?))).collect()
     }
 
     /// Takes `FAST` from the entries of an earlier run that nobody claimed.
@@ -98,24 +134,67 @@ impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
 }
 
 impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> NextHops for AdjacencyTable<M4, M6> {
-    fn adjacency(&self, backend: IpAddr) -> u32 {
+    fn adjacency(&self, backend: IpAddr) -> u16 {
         let mut state = lock(&self.state);
-        let state = &mut *state;
-        let found = state
-            .backends
-            .entry(backend)
-            .or_insert_with(|| way(&state.network, backend, &state.fast));
-        let Some(way) = found else { return 0 };
-        match backend {
-            IpAddr::V4(_) => lock(&self.v4).id(&state.network, way),
-            IpAddr::V6(_) => lock(&self.v6).id(&state.network, way),
-        }
+        let State { network, fast, .. } = &*state;
+        let found = match state.backends.get(&backend) {
+            Some(found) => *found,
+            None => way(network, backend, fast),
+        };
+        state.backends.insert(backend, found);
+        found.map_or(0, |way| self.id(&state.network, &way, IpFamily::of(&backend)))
+    }
+
+    fn neighbour(&self, node: &str, family: IpFamily) -> u16 {
+        let state = lock(&self.state);
+        let found = state.neighbours.get(node).and_then(|ways| ways[family as usize]);
+        found.map_or(0, |way| self.id(&state.network, &way, family))
     }
 }
 
-impl<T: NextHops> NextHops for std::sync::Arc<T> {
-    fn adjacency(&self, backend: IpAddr) -> u32 {
+impl State {
+    /// The ways that there are.
+    fn ways(&self) -> impl Iterator<Item = Way> {
+        let neighbours = self.neighbours.values().flatten().flatten();
+        self.backends.values().flatten().chain(neighbours).copied()
+    }
+
+    /// Finds the ways to neighbours anew. Returns the nodes whose ways are others than before.
+    fn find_neighbours(&mut self) -> HashSet<Arc<str>> {
+        let mut found = Neighbours::new();
+        for (name, addresses) in &self.nodes {
+            let ways = IpFamily::ALL.map(|family| {
+                let mut of_family = addresses.iter().filter(|addr| IpFamily::of(addr) == family);
+                of_family.find_map(|addr| way_to_neighbour(&self.network, *addr))
+            });
+            found.insert(Arc::clone(name), ways);
+        }
+        let none = [None; 2];
+        let before = std::mem::replace(&mut self.neighbours, found);
+        let way = |ways: &Neighbours, name| *ways.get(name).unwrap_or(&none);
+        let names = before.keys().chain(self.neighbours.keys());
+        let moved = names.filter(|name| way(&before, *name) != way(&self.neighbours, *name));
+        moved.map(Arc::clone).collect()
+    }
+}
+
+impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
+    fn id(&self, network: &Network, way: &Way, family: IpFamily) -> u16 {
+        let id = match family {
+            IpFamily::V4 => lock(&self.v4).id(network, way),
+            IpFamily::V6 => lock(&self.v6).id(network, way),
+        };
+        u16::try_from(id).unwrap_or(0)
+    }
+}
+
+impl<T: NextHops> NextHops for Arc<T> {
+    fn adjacency(&self, backend: IpAddr) -> u16 {
         self.as_ref().adjacency(backend)
+    }
+
+    fn neighbour(&self, node: &str, family: IpFamily) -> u16 {
+        self.as_ref().neighbour(node, family)
     }
 }
 
@@ -141,7 +220,7 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
         let entry = entry(network, way, masquerade(way));
         let same = |(id, found): (usize, &Adjacency<A>)| {
             let id = u32::try_from(id).ok()?;
-            (id != 0 && *found == entry && !self.claimed.contains(&id)).then_some(id)
+            (id != 0 && is_same_way(found, &entry) && !self.claimed.contains(&id)).then_some(id)
         };
         let Some(id) = self
             .entries
@@ -206,6 +285,12 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
             self.map.write(id, &entry);
         }
     }
+}
+
+/// Whether both say the same of a way, but for whether it may be used just now.
+fn is_same_way<A: Address>(one: &Adjacency<A>, other: &Adjacency<A>) -> bool {
+    let Adjacency { flags, .. } = *other;
+    Adjacency { flags, ..*one } == *other
 }
 
 /// An address of one family from one of either.
@@ -291,10 +376,8 @@ mod tests {
             2,
             Some("192.0.2.254"),
         )]);
-        assert_eq!(
-            table.network_changed(&network, &[2].into(), false),
-            [ip("10.1.2.5")].into()
-        );
+        let moved = table.network_changed(&network, &[2].into(), false);
+        assert!(moved.concerns(ip("10.1.2.5"), None) && !moved.concerns(ip("10.1.2.6"), Some("node2")));
         assert_eq!(table.adjacency(ip("10.1.2.5")), 2);
         assert_eq!(map.read()[1].flags, 0);
         assert_eq!(map.read()[2].flags, adjacency_flags::FAST);
@@ -313,6 +396,62 @@ mod tests {
         after.forget_unclaimed();
         assert_eq!(map.read()[1].flags, 0);
         assert_eq!(map.read()[3].flags, adjacency_flags::FAST);
+    }
+
+    /// The node of this name, known by this address.
+    fn nodes(name: &str, address: &str) -> Nodes {
+        [(name.into(), [ip(address), ip("2001:db8::2")].into())].into()
+    }
+
+    #[test]
+    fn a_node_on_the_same_network_is_a_neighbour_by_the_way_of_its_pods() {
+        let table = AdjacencyTable::new(Fake::new(), Fake::new());
+        table.network_changed(&node(), &[2].into(), false);
+        assert_eq!(table.neighbour("node2", IpFamily::V4), 0);
+        let moved = table.nodes_changed(nodes("node2", "192.0.2.2"));
+        assert!(moved.concerns(ip("10.1.3.5"), Some("node2")) && !moved.concerns(ip("10.1.3.5"), Some("node3")));
+        assert_eq!(table.neighbour("node2", IpFamily::V4), table.adjacency(ip("10.1.2.5")));
+
+        assert!(table.nodes_changed(nodes("node2", "192.0.2.2")).is_empty());
+        assert!(
+            table
+                .nodes_changed(Nodes::new())
+                .concerns(ip("10.1.3.5"), Some("node2"))
+        );
+        assert_eq!(table.neighbour("node2", IpFamily::V4), 0);
+    }
+
+    #[test]
+    fn a_node_behind_a_router_is_no_neighbour() {
+        let table = AdjacencyTable::new(Fake::new(), Fake::new());
+        let mut network = node();
+        network.set_routes(vec![super::super::network::tests::route(
+            "198.51.100.0/24",
+            2,
+            Some("192.0.2.254"),
+        )]);
+        table.network_changed(&network, &[2].into(), false);
+        table.nodes_changed(nodes("node2", "198.51.100.2"));
+        assert_eq!(table.neighbour("node2", IpFamily::V4), 0);
+        network.set_routes(vec![super::super::network::tests::route("198.51.100.0/24", 2, None)]);
+        let moved = table.network_changed(&network, &[2].into(), false);
+        assert!(moved.concerns(ip("10.1.3.5"), Some("node2")));
+        assert_ne!(table.neighbour("node2", IpFamily::V4), 0);
+    }
+
+    #[test]
+    fn a_way_that_is_asked_for_late_after_a_restart_has_the_same_id_again() {
+        let map = Fake::new();
+        let before = AdjacencyTable::new(map.clone(), Fake::new());
+        before.network_changed(&node(), &[2].into(), false);
+        assert_eq!(before.adjacency(ip("10.1.2.5")), 1);
+        let after = AdjacencyTable::new(map.clone(), Fake::new());
+        after.network_changed(&node(), &[2].into(), false);
+        after.forget_unclaimed();
+        assert_eq!(
+            (after.adjacency(ip("10.1.2.5")), map.read()[1].flags),
+            (1, adjacency_flags::FAST)
+        );
     }
 
     #[test]

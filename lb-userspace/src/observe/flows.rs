@@ -1,8 +1,8 @@
 //! The view of connections.
 
 use lb_common::abi::{
-    Addr4, Addr6, Address, Connection, Family, FrontendKey, Peer, SocketKey, Tuple, V4, V6, conn_flags, protocol,
-    socket_side,
+    Addr4, Addr6, Address, Backend, Connection, Family, FrontendKey, Peer, SocketKey, Tuple, V4, V6, conn_flags,
+    protocol, socket_side,
 };
 use serde::Serialize;
 
@@ -29,7 +29,9 @@ pub struct Flow {
     pub backend: String,
     /// The address and port that the backend sees, if it is not the client's.
     pub snat: Option<String>,
-    /// Who translated the first packet: `xdp`, `tc` or `socket`.
+    /// Whether its packets go on as they are to the node of the backend, which translates them and answers.
+    pub passed_on: bool,
+    /// Who translated the first packet, or passed it on: `xdp`, `tc` or `socket`.
     pub hook: &'static str,
     /// What it is doing.
     pub state: &'static str,
@@ -50,8 +52,8 @@ pub struct Flow {
 pub fn read(pins: &PinDir, names: &Names) -> Result<Vec<Flow>, MapsError> {
     let clock = Clock::measure(pins);
     let mut flows = Vec::new();
-    packets::<Addr4>(pins, "CONNECTIONS_V4", &clock, names, &mut flows)?;
-    packets::<Addr6>(pins, "CONNECTIONS_V6", &clock, names, &mut flows)?;
+    packets::<Addr4>(pins, ["CONNECTIONS_V4", "BACKENDS_V4"], &clock, names, &mut flows)?;
+    packets::<Addr6>(pins, ["CONNECTIONS_V6", "BACKENDS_V6"], &clock, names, &mut flows)?;
     sockets::<V4>(pins, "SOCKETS_V4", &clock, names, &mut flows)?;
     sockets::<V6>(pins, "SOCKETS_V6", &clock, names, &mut flows)?;
     flows.sort_by(|a, b| {
@@ -62,12 +64,16 @@ pub fn read(pins: &PinDir, names: &Names) -> Result<Vec<Flow>, MapsError> {
 
 fn packets<A: Address>(
     pins: &PinDir,
-    map: &'static str,
+    [connections, backends]: [&'static str; 2],
     clock: &Clock,
     names: &Names,
     flows: &mut Vec<Flow>,
-) -> Result<(), MapsError> {
-    let table: BpfMap<Tuple<A>, Connection<A>> = BpfMap::open(pins, map)?;
+) -> Result<(), MapsError>
+where
+    Backend<A>: Plain,
+{
+    let table: BpfMap<Tuple<A>, Connection<A>> = BpfMap::open(pins, connections)?;
+    let backends: BpfMap<u32, Backend<A>> = BpfMap::open(pins, backends)?;
     let now = clock.now();
     let mut failed = None;
     table.walk(|chunk| {
@@ -79,11 +85,18 @@ fn packets<A: Address>(
                     continue;
                 }
             };
+            // What is passed on keeps its destination.
+            let passed_on = entry.flags & conn_flags::PASSED_ON != 0;
+            let backend = match backends.get(&entry.backend) {
+                Ok(Some(backend)) if passed_on => (backend.addr, backend.port),
+                _ => (entry.dst, entry.dst_port),
+            };
             flows.push(Flow {
                 protocol: protocol_name(key.protocol),
                 client: Some(socket(key.src.into(), key.src_port.get())),
                 frontend: socket(key.dst.into(), key.dst_port.get()),
-                backend: socket(entry.dst.into(), entry.dst_port.get()),
+                backend: socket(backend.0.into(), backend.1.get()),
+                passed_on,
                 snat: whole.snat.map(|(address, port)| socket(address.into(), port.get())),
                 hook: if entry.flags & conn_flags::BY_XDP != 0 {
                     "xdp"
@@ -123,6 +136,7 @@ where
             frontend: socket(peer.addr.into(), peer.port.get()),
             backend: socket(key.addr.into(), key.port.get()),
             snat: None,
+            passed_on: false,
             hook: "socket",
             // Only the kernel's own table knows what becomes of a socket.
             state: if key.protocol == protocol::TCP {
@@ -151,7 +165,11 @@ pub fn table(flows: &[Flow]) -> String {
             flow.client.as_deref().or(cookie.as_deref()).unwrap_or("?"),
             &flow.frontend,
             &flow.backend,
-            flow.snat.as_deref().unwrap_or("itself"),
+            match &flow.snat {
+                _ if flow.passed_on => "(passed on)",
+                Some(snat) => snat,
+                None => "itself",
+            },
             flow.hook,
             flow.state,
             &format!("{} s", flow.idle_s),

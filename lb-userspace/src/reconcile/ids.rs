@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use lb_common::abi::{Address, Backend};
 
@@ -145,12 +146,14 @@ pub(super) struct BackendIds<A> {
 }
 
 /// How many Services use a backend.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Uses<A> {
     endpoint: (A, u16),
     all: u32,
     /// Of them, those that have it as one of this node's.
     local: u32,
+    /// The node that it is on, as the last of them has it.
+    node: Option<Arc<str>>,
 }
 
 impl<A: Address> BackendIds<A> {
@@ -173,8 +176,8 @@ impl<A: Address> BackendIds<A> {
         }
     }
 
-    /// Counts a use. `None`: there is no id left.
-    pub(super) fn add(&mut self, endpoint: (A, u16), local: bool) -> Option<u32> {
+    /// Counts a use, of somebody who has the backend on this node. `None`: there is no id left.
+    pub(super) fn add(&mut self, endpoint: (A, u16), local: bool, node: Option<&Arc<str>>) -> Option<u32> {
         let id = match self.ids.get(&endpoint) {
             Some(id) => {
                 if self.uses[*id as usize].all == 0 && !self.restoring {
@@ -198,6 +201,7 @@ impl<A: Address> BackendIds<A> {
         let uses = &mut self.uses[id as usize];
         uses.all += 1;
         uses.local += u32::from(local);
+        uses.node = node.cloned();
         Some(id)
     }
 
@@ -215,6 +219,11 @@ impl<A: Address> BackendIds<A> {
     pub(super) fn state(&self, id: u32) -> ((A, u16), bool, bool) {
         let uses = &self.uses[id as usize];
         (uses.endpoint, uses.all > 0, uses.local > 0)
+    }
+
+    /// The node that it is on, if that is known.
+    pub(super) fn node(&self, id: u32) -> Option<&Arc<str>> {
+        self.uses[id as usize].node.as_ref()
     }
 
     /// All ids that have ever been given out.

@@ -304,7 +304,11 @@ impl Lowering {
     }
 
     /// Asks again for the adjacencies of these backends.
-    pub(super) fn next_hops_changed(&mut self, concerned: &impl Fn(IpAddr) -> bool, next_hops: &impl NextHops) {
+    pub(super) fn next_hops_changed(
+        &mut self,
+        concerned: &impl Fn(IpAddr, Option<&str>) -> bool,
+        next_hops: &impl NextHops,
+    ) {
         let node = &self.node;
         family::next_hops_changed(
             &mut self.v4,

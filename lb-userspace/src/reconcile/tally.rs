@@ -119,6 +119,7 @@ mod tests {
             cluster: vec![DesiredBackend {
                 addr: IpAddr::from([10, 244, 1, 1]),
                 port: 8080,
+                node: None,
                 local: false,
                 node_address: false,
             }],

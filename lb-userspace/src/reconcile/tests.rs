@@ -333,9 +333,9 @@ fn a_service_without_room_for_its_table_is_reported_and_the_others_are_served() 
 #[test]
 fn a_change_of_next_hops_writes_the_backends_concerned_only() {
     #[derive(Default)]
-    struct Table(BTreeMap<IpAddr, u32>);
+    struct Table(BTreeMap<IpAddr, u16>);
     impl NextHops for Table {
-        fn adjacency(&self, backend: IpAddr) -> u32 {
+        fn adjacency(&self, backend: IpAddr) -> u16 {
             self.0.get(&backend).copied().unwrap_or(0)
         }
     }
@@ -347,7 +347,7 @@ fn a_change_of_next_hops_writes_the_backends_concerned_only() {
     reconciler.maps_mut().log.clear();
     let addr = IpAddr::from([10, 180, 1, 2]);
     reconciler.next_hops_mut().0.insert(addr, 9);
-    reconciler.next_hops_changed(|backend| backend == addr);
+    reconciler.next_hops_changed(|backend, _| backend == addr);
     assert_eq!(reconciler.reconcile().ops, 1);
     assert!(matches!(&reconciler.maps().log[..], [Op::V4(FamilyOp::SetBackend(_, b))] if b.adjacency == 9));
 }

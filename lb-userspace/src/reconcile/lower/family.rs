@@ -14,7 +14,7 @@ use super::{Content, Shared};
 use crate::desired::{DesiredBackend, DesiredFrontend, DesiredPort, FrontendKind, NodeView, Set};
 use crate::maglev;
 use crate::maps::{FamilyContents, Limits, MapContents, MapFamily};
-use crate::model::{ObjectKey, ObjectKind, Problem, Reason, Service};
+use crate::model::{IpFamily, ObjectKey, ObjectKind, Problem, Reason, Service};
 use crate::reconcile::NextHops;
 use crate::reconcile::ids::BackendIds;
 use crate::reconcile::serving::{Pair, Serving};
@@ -158,6 +158,7 @@ impl<F: MapFamily> FamilyState<F> {
             port: Port::new(port),
             flags: 0,
             adjacency: 0,
+            node: 0,
         };
         if used {
             let ip: IpAddr = addr.into();
@@ -169,6 +170,11 @@ impl<F: MapFamily> FamilyState<F> {
                 backend.flags |= backend_flags::NODE_ADDRESS;
             }
             backend.adjacency = next_hops.adjacency(ip);
+            if let Some(name) = self.backends.node(id)
+                && !local
+            {
+                backend.node = next_hops.neighbour(name, IpFamily::of(&ip));
+            }
         }
         backend
     }
@@ -213,7 +219,10 @@ pub(super) fn port<F: MapFamily>(
             let Some(addr) = F::addr(backend.addr) else {
                 continue;
             };
-            match state.backends.add((addr, backend.port), backend.local) {
+            match state
+                .backends
+                .add((addr, backend.port), backend.local, backend.node.as_ref())
+            {
                 Some(id) => {
                     ids.push(id);
                     holdings.backends.push((id, backend.local));
@@ -417,13 +426,13 @@ pub(super) fn next_hops_changed<F: MapFamily>(
     state: &mut FamilyState<F>,
     wanted: &mut MapContents,
     shared: &mut Shared,
-    concerned: &impl Fn(IpAddr) -> bool,
+    concerned: &impl Fn(IpAddr, Option<&str>) -> bool,
     node: &NodeView,
     next_hops: &impl NextHops,
 ) {
     for id in state.backends.all() {
         let ((addr, _), used, _) = state.backends.state(id);
-        if used && concerned(addr.into()) {
+        if used && concerned(addr.into(), state.backends.node(id).map(|name| &**name)) {
             state.refresh(id, wanted, shared, node, next_hops);
         }
     }
