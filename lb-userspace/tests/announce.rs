@@ -252,16 +252,21 @@ fn open(lab: &Lab, address: &str) -> (Talk, String) {
     })
 }
 
+/// How many of the connections to an address this node has passed on to the other.
+fn passed_on(lab: &Lab, node: usize, address: &str) -> Option<usize> {
+    let flows = lab.fairway(node, "flows")?;
+    let is_meant = |flow: &&Value| {
+        let of_address = flow["frontend"].as_str().is_some_and(|text| text.contains(address));
+        of_address && flow["passed_on"] == true
+    };
+    Some(flows.as_array()?.iter().filter(is_meant).count())
+}
+
 /// Waits until a node passes new connections on to the other: it has been told of it, and knows its link address.
 fn until_passed_on(lab: &Lab, node: usize, address: &str) {
     poll("connections are passed on", PATIENCE, || {
         let _ended = open(lab, address);
-        let flows = lab.fairway(node, "flows")?;
-        let mut flows = flows.as_array()?.iter();
-        let of_address = |flow: &&Value| flow["frontend"].as_str().is_some_and(|text| text.contains(address));
-        flows
-            .any(|flow| of_address(&flow) && flow["passed_on"] == true)
-            .then_some(())
+        (passed_on(lab, node, address)? > 0).then_some(())
     });
 }
 
@@ -282,6 +287,7 @@ fn connections_to_the_pods_of_all_nodes_go_on_while_their_address_moves_there_an
             lab.until_known(address, node);
             for (talk, pod) in &mut talks {
                 assert_eq!(talk.say("x").expect("the connection goes on"), *pod, "{address}");
+                talk.say_much(16 << 10).expect("large packets arrive");
             }
         };
         lab.signal(first, Signal::SIGTERM);
@@ -294,6 +300,18 @@ fn connections_to_the_pods_of_all_nodes_go_on_while_their_address_moves_there_an
             NODES[first]
         );
     }
+    // Not where it is not wanted.
+    let first = lab.announcer(INSIDE_V4);
+    lab.signal(first, Signal::SIGTERM);
+    lab.ended(first);
+    lab.flags = "--announce-pass-on off";
+    lab.start(first);
+    lab.until_announced_by(INSIDE_V4, first);
+    lab.until_known(INSIDE_V4, first);
+    let before = passed_on(&lab, first, INSIDE_V4).expect("it has flows");
+    let pods: BTreeSet<String> = (0..24).map(|_| open(&lab, INSIDE_V4).1).collect();
+    assert_eq!(pods.len(), 2, "both pods answer");
+    assert!(passed_on(&lab, first, INSIDE_V4).expect("it has flows") <= before);
 }
 
 /// The node that announces an address, and the client that asks for it. The pods of that node get nothing any more: they

@@ -163,7 +163,7 @@ pub struct Args {
     /// itself; so connections outlive that another node announces the address. (externalTrafficPolicy Cluster; the node
     /// has to be a neighbour that holds a Lease.) Else this node translates it, and the answers come back by it.
     #[arg(long, value_enum, default_value_t, help_heading = "Announcement")]
-    announce_pass_on: Announce,
+    announce_pass_on: PassOn,
 
     /// How long another node waits, after this one was last heard of, before it announces in its place: 1 to 60 seconds.
     /// The Lease that says so is renewed every third of it.
@@ -227,6 +227,15 @@ enum Announce {
     #[default]
     On,
     /// It announces nothing.
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+enum PassOn {
+    /// It goes to the node of the endpoint.
+    #[default]
+    On,
+    /// This node translates all of it.
     Off,
 }
 
@@ -347,7 +356,7 @@ impl Args {
             announce: (self.announce == Announce::On).then_some(AnnounceSettings {
                 lease_duration: self.announce_lease_duration,
                 lease_namespace: self.lease_namespace,
-                passes_on: self.announce_pass_on == Announce::On,
+                passes_on: self.announce_pass_on == PassOn::On,
             }),
             telemetry: TelemetrySettings {
                 healthz: self.healthz_address,

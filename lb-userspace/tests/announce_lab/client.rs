@@ -62,6 +62,12 @@ impl Talk {
         self.0.read_exact(&mut name)?;
         Ok(String::from_utf8_lossy(&name).into_owned())
     }
+
+    /// Says so many bytes at once, in packets as large as they come, and hears the answers to all of them.
+    pub fn say_much(&mut self, bytes: usize) -> std::io::Result<()> {
+        self.0.write_all(&vec![0; bytes])?;
+        self.0.read_exact(&mut vec![0; 4 * bytes])
+    }
 }
 
 /// Hears every frame of a device.

@@ -99,6 +99,8 @@ pub struct Lab {
     /// The device of nodes and client that leads to the network, see [`DEVICE`].
     pub uplink: &'static str,
     agents: [Option<Program>; 2],
+    /// Further flags of agents that are started.
+    pub flags: &'static str,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -131,6 +133,7 @@ impl Lab {
             source: String::new(),
             uplink,
             agents: [None, None],
+            flags: "",
             _alone: alone,
         };
         for (pod, name) in [("pod1", "pod1"), ("pod2", "pod2")] {
@@ -155,11 +158,11 @@ impl Lab {
         let name = NODES[node];
         let net = format!("--net={}", self.namespaces.path(name));
         let (fairway, pins) = (binary().display().to_string(), self.pins(node));
-        let source = &self.source;
+        let (source, flags) = (&self.source, self.flags);
         let words = format!(
             "nsenter {net} {fairway} agent --node-name {name} {source} --cgroup none --pin-dir {pins} \
              --cluster-cidr 10.244.0.0/16,fd00:10:244::/48 --max-connections 8192 --max-backends 1024 \
-             --max-maglev-slots 65536"
+             --max-maglev-slots 65536 {flags}"
         );
         let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
         let log = self.folder.join(format!("{name}.log"));

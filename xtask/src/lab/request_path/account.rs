@@ -22,6 +22,7 @@ struct Flow {
     frontend: SocketAddr,
     backend: SocketAddr,
     snat: Option<SocketAddr>,
+    passed_on: bool,
 }
 
 impl Lab {
@@ -72,16 +73,8 @@ impl Lab {
             &format!("{address} is at {mac}, {how} said: eth0 of {node}"),
         );
 
-        let first = self.flow(announcing, |flow| {
-            flow.client == Some(local) && flow.frontend == request.target
-        })?;
+        let (first, node) = self.translated(&mut text, announcing, local, request.target)?;
         let source = first.snat.unwrap_or(local);
-        line(
-            &mut text,
-            node,
-            &format!("by {:<7} {local} -> {}", first.hook, request.target),
-        );
-        line(&mut text, "", &format!("becomes    {source} -> {}", first.backend));
 
         if wanted.by_ingress {
             self.ingress(&mut text, request, &first, &seen)?;
@@ -107,6 +100,43 @@ impl Lab {
         );
         text.push('\n');
         Ok(text)
+    }
+
+    /// From the neighbour to the address and on, by the node that announces it or the one that it passes packets on to.
+    /// Returns the connection, and the name of the node that has translated it.
+    fn translated(
+        &self,
+        text: &mut String,
+        announcing: usize,
+        local: SocketAddr,
+        target: SocketAddr,
+    ) -> anyhow::Result<(Flow, &'static str)> {
+        let meant = |flow: &Flow| flow.client == Some(local) && flow.frontend == target;
+        let mut node = announcing;
+        let mut found = self.flow(node, meant)?;
+        line(
+            text,
+            NODES[node].name,
+            &format!("by {:<7} {local} -> {target}", found.hook),
+        );
+        if found.passed_on {
+            let backend = found.backend.ip();
+            let pod = PODS.iter().find(|pod| pod.addr(backend.is_ipv6()) == backend);
+            let pod = pod.with_context(|| format!("{backend} is no pod"))?;
+            node = pod.node;
+            let (name, mac) = (NODES[node].name, self.link_address(Place::Node(node))?);
+            line(
+                text,
+                "",
+                &format!("passed on  as it is, to {mac}: {name}, the node of {}", pod.name),
+            );
+            found = self.flow(node, meant)?;
+            ensure!(!found.passed_on, "{name} passes on what it is to translate");
+            line(text, name, &format!("by {:<7} {local} -> {target}", found.hook));
+        }
+        let source = found.snat.unwrap_or(local);
+        line(text, "", &format!("becomes    {source} -> {}", found.backend));
+        Ok((found, NODES[node].name))
     }
 
     /// From the Ingress controller's pod to the application's.
@@ -200,6 +230,7 @@ fn flow(shown: &Value) -> Option<Flow> {
         frontend: socket("frontend")?,
         backend: socket("backend")?,
         snat: socket("snat"),
+        passed_on: shown.get("passed_on").and_then(Value::as_bool)?,
     })
 }
 
