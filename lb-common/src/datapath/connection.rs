@@ -164,14 +164,7 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
 /// now, and that node is a neighbour on the same network. (No two nodes announce an address there, so nothing goes in
 /// circles.)
 #[inline(never)]
-fn divert<F: Family, E: Env + Tables<F>>(env: &E) {
-    let Some(mut draft) = Tables::<F>::draft(env) else {
-        return;
-    };
-    let draft = &mut *draft;
-    if draft.primary.flags & conn_flags::PASSED_ON == 0 {
-        return;
-    }
+fn divert<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) {
     let (node, ifindex) = (draft.reply.adjacency, draft.primary.ifindex);
     let key = AnnouncedKey {
         addr: draft.primary_key.dst,
@@ -210,9 +203,11 @@ fn is_of_pod<F: Family, E: Env + Tables<F>>(env: &E, src: &F::Addr, ifindex: u32
 /// If there is no room in the table, no port or no address to masquerade with.
 #[inline(always)]
 pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> {
-    divert::<F, E>(env);
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
     let draft = &mut *draft;
+    if draft.primary.flags & conn_flags::PASSED_ON != 0 {
+        divert::<F, E>(env, draft);
+    }
     if draft.primary.flags & conn_flags::NODE != 0 {
         record_of_node::<F, E>(env, draft)
     } else {
