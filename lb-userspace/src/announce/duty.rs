@@ -70,6 +70,8 @@ pub struct Duty {
     unwritten: Option<String>,
     /// Since when nobody may announce an address.
     orphans: BTreeMap<IpAddr, Instant>,
+    /// When another node that has gone is to be forgotten.
+    forgets: Option<Instant>,
 }
 
 impl Duty {
@@ -104,6 +106,7 @@ impl Duty {
             mute: None,
             unwritten: None,
             orphans: BTreeMap::new(),
+            forgets: None,
         }
     }
 
@@ -279,7 +282,7 @@ impl Duty {
         [
             self.tenure.due(&self.claim(), self.view.next_doubt(), now),
             self.view.next_settled(),
-            self.view.next_forgotten(now),
+            self.forgets,
             self.tellings.next(),
             self.unwritten.is_some().then(|| now + AGAIN),
             ends,
@@ -301,7 +304,10 @@ impl Duty {
                 addresses: self.announcements(),
             };
         }
-        told.others = self.view.others(now);
+        if self.is_stale || self.forgets.is_some_and(|at| at <= now) {
+            told.others = self.view.others(now);
+            self.forgets = self.view.next_forgotten(now);
+        }
         told.problems = self.problems(&told.announcements.addresses, now);
         self.told.send_if_modified(|before| {
             let is_new = *before != told;
