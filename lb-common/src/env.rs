@@ -109,7 +109,7 @@ pub struct Draft<A> {
     pub primary: Connection<A>,
     /// Key of the entry for replies out of the node.
     pub reply_key: Tuple<A>,
-    /// That entry; then the one for replies into the node.
+    /// That entry; then the one for replies into the node. Before, its adjacency is that of the backend's node.
     pub reply: Connection<A>,
     /// Key of the entry for replies into the node, of a source-translated connection.
     pub reply_in_key: Tuple<A>,

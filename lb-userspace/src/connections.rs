@@ -1,6 +1,6 @@
 //! The connection table as the agent sees it: what belongs together, what has ended, and its removal.
 //!
-//! A connection has two entries, four if it is source-translated, one if it is passed on to another node (the picture is in
+//! A connection has two entries, four if it is source-translated, one if it is passed on (the picture is in
 //! `lb_common::abi::Connection`'s module). The *primary* is the one that a client's packet to the frontend hits;
 //! its key can be told from every other entry, and the other keys from it. A connection lives as long as its entry
 //! seen last, and is removed as a whole.
@@ -105,7 +105,8 @@ impl Phase {
             Self::Associated => [210, 120, 90],
             Self::Closing => [30, 10, 5],
             Self::Reset => [10, 5, 2],
-            Self::PassedOn => [3600, 600, 60],
+            // Longer than the kernel's keep-alive, which the client is likely to have if it has any.
+            Self::PassedOn => [7500, 7500, 3600],
             Self::Unanswered => [30, 15, 5],
             Self::Answered => [180, 60, 30],
         };
@@ -326,9 +327,14 @@ pub fn is_cut<A: Address>(
     backend: Option<Backend<A>>,
     serving: &HashSet<Pair>,
 ) -> bool {
-    // What is passed on keeps its destination.
-    let is_same = entry.flags & conn_flags::PASSED_ON != 0
-        || backend.is_some_and(|b| (b.addr, b.port) == (entry.dst, entry.dst_port));
+    let is_same = backend.is_some_and(|b| {
+        if entry.flags & conn_flags::PASSED_ON == 0 {
+            (b.addr, b.port) == (entry.dst, entry.dst_port)
+        } else {
+            // It keeps its destination; the node must still be one that it may be passed on to.
+            b.node != 0 && u32::from(b.node) == entry.adjacency
+        }
+    });
     key.protocol == protocol::UDP && !(is_same && serving.contains(&(entry.service_port, entry.backend)))
 }
 
@@ -494,14 +500,25 @@ mod tests {
         let value = Connection {
             service_port: 5,
             backend: 3,
+            adjacency: 2,
             ..entry(c, f, conn_flags::FORWARD | conn_flags::PASSED_ON)
         };
         let entries = vec![(key, value)];
         let whole = whole(&key, &value, get(&entries), |_| 0).unwrap();
         assert!(is_primary(&key, &value) && whole.group.passed_on);
         assert_eq!(whole.keys, [key]);
-        assert!(!is_cut(&key, &value, None, &HashSet::from([(5, 3)])));
-        assert!(is_cut(&key, &value, None, &HashSet::from([(5, 4)])));
+        let backend = |node| {
+            Some(Backend {
+                node,
+                ..Backend::default()
+            })
+        };
+        assert!(!is_cut(&key, &value, backend(2), &HashSet::from([(5, 3)])));
+        assert!(is_cut(&key, &value, backend(2), &HashSet::from([(5, 4)])));
+        assert!(
+            is_cut(&key, &value, backend(0), &HashSet::from([(5, 3)])),
+            "no node to pass it on to"
+        );
     }
 
     #[test]
@@ -580,7 +597,7 @@ mod tests {
             (group(protocol::SCTP, CONFIRMED | RST, CONFIRMED), Phase::Reset, 10),
             (group(protocol::UDP, CONFIRMED, 0), Phase::Unanswered, 30),
             (group(protocol::UDP, 0, CONFIRMED), Phase::Answered, 180),
-            (passed_on(protocol::TCP, CONFIRMED), Phase::PassedOn, 3600),
+            (passed_on(protocol::TCP, CONFIRMED), Phase::PassedOn, 7500),
             (passed_on(protocol::TCP, CONFIRMED | FIN), Phase::Closing, 30),
             (passed_on(protocol::TCP, CONFIRMED | RST), Phase::Reset, 10),
             (passed_on(protocol::SCTP, CONFIRMED), Phase::Associated, 210),
@@ -618,7 +635,6 @@ mod tests {
             Phase::Closing,
             Phase::Reset,
             Phase::Answered,
-            Phase::PassedOn,
         ] {
             assert!(phase.timeout_s(Pressure::High) < phase.timeout_s(Pressure::Some));
             assert!(phase.timeout_s(Pressure::Some) < phase.timeout_s(Pressure::None));

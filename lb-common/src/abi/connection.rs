@@ -107,7 +107,7 @@ pub mod conn_flags {
     /// This node announces the frontend's address, and passes the packets on as they are to the node of the backend, by
     /// whose link address alone that gets them. That node translates them, and answers the client itself. So when
     /// another node announces the address it needs to know nothing: by the same tables it passes the packets on to the
-    /// same node, which knows the connection.
+    /// same node, which knows the connection. (Unless the endpoints have changed since it began.)
     pub const PASSED_ON: u8 = 64;
 }
 

@@ -56,6 +56,9 @@ pub(super) fn follow<F: Ip, P: Packet, E: Env + Tables<F>>(
             && let Some(macs) = rewrite::macs(packet)
             && (macs.src != known.client_mac || packet.ifindex() != known.ifindex)
         {
+            if came_back::<F, P, E>(packet, env, entry) {
+                return not_ours::<P, E>(env); // TC sees to it.
+            }
             learn::<F, E>(env, headers, entry, macs.src, packet.ifindex());
         }
         if address_frame::<F, P, E>(packet, env, headers, &known).is_some() {
@@ -92,7 +95,7 @@ pub fn describe<F: Ip, P: Packet>(packet: &P, headers: &Headers<F>, draft: &mut 
             Hook::Egress => conn_flags::NODE | conn_flags::BOTH | conn_flags::SNAT,
             _ => 0,
         };
-    if !matches!(P::HOOK, Hook::Egress) && P::ETHERNET {
+    if !matches!(P::HOOK, Hook::Egress) && P::ETHERNET && !packet.is_tagged_beside() {
         draft.primary.flags |= conn_flags::PASSED_ON; // It could be: `choose` and `divert` decide.
     }
 }
@@ -161,8 +164,8 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
 }
 
 /// Has the described connection passed on to the backend's node, if it may be and this node announces its address there
-/// now, and that node is a neighbour on the same network. (No two nodes announce an address there, so nothing goes in
-/// circles.)
+/// now, and that node is a neighbour on the same network. Other nodes translate what they get, so nothing goes in circles,
+/// but where entries of both have outlived a change: see [`readdress`].
 #[inline(never)]
 fn divert<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) {
     let (node, ifindex) = (draft.reply.adjacency, draft.primary.ifindex);
@@ -434,7 +437,7 @@ fn pass_on<F: Ip, P: Packet, E: Env + Tables<F>>(
     adjacency: u32,
 ) -> Step {
     // A frame with a tag is for another device; the stack tells the sender that no hops are left.
-    if headers.tagged || F::extent(packet, headers).is_none_or(|extent| extent.hops <= 1) {
+    if headers.tagged || packet.is_tagged_beside() || F::extent(packet, headers).is_none_or(|extent| extent.hops <= 1) {
         return not_ours::<P, E>(env);
     }
     if readdress::<F, P, E>(packet, env, adjacency).is_none() {
@@ -446,11 +449,14 @@ fn pass_on<F: Ip, P: Packet, E: Env + Tables<F>>(
     done::<P, E>(env, Verdict::Reflect, Outcome::Forwarded)
 }
 
-/// Addresses the frame to this next hop, if it is reached by the device that the packet came in by.
+/// Addresses the frame to this next hop, if it is reached by the device that the packet came in by. It may be unresolved
+/// just now: its last link address serves until there is another. What that node itself has passed on does not go back
+/// to it, but is translated: each has an entry for the other, of which one is of a time when things were different.
 #[inline(always)]
 pub(super) fn readdress<F: Family, P: Packet, E: Tables<F>>(packet: &mut P, env: &E, adjacency: u32) -> Option<()> {
     let next = env.adjacency(adjacency)?;
-    if next.flags & adjacency_flags::FAST == 0 || next.ifindex != packet.ifindex() {
+    let is_known = next.dst_mac != Mac::default() && next.ifindex == packet.ifindex();
+    if !is_known || rewrite::macs(packet)?.src == next.dst_mac {
         return None;
     }
     rewrite::link(packet, next.src_mac, next.dst_mac)
@@ -497,6 +503,17 @@ fn address_frame<F: Ip, P: Packet, E: Tables<F>>(
         return None;
     }
     rewrite::link(packet, next.src_mac, next.dst_mac)
+}
+
+/// Whether the node has passed the packet on that it would be passed on to, see [`readdress`].
+#[inline(never)]
+fn came_back<F: Family, P: Packet, E: Tables<F>>(packet: &P, env: &E, entry: &E::Entry) -> bool {
+    let known = entry.get();
+    known.flags & conn_flags::PASSED_ON != 0
+        && rewrite::macs(packet).is_some_and(|macs| {
+            env.adjacency(known.adjacency)
+                .is_some_and(|next| next.dst_mac == macs.src)
+        })
 }
 
 /// The client is met by another next hop than before, or on another device: answer it there.

@@ -81,6 +81,9 @@ pub enum Relation {
 /// Passes the error on to the node that has sent what it is about.
 #[inline(always)]
 fn pass_on<F: Ip, P: Packet, E: Tables<F>>(packet: &mut P, env: &E) -> Option<()> {
+    if parse::link(packet)?.tagged || packet.is_tagged_beside() {
+        return None;
+    }
     let adjacency = env.draft()?.primary.adjacency;
     connection::readdress::<F, P, E>(packet, env, adjacency)
 }

@@ -17,7 +17,7 @@ pub struct Translation<'a, F: Family> {
     pub src: Option<(F::Addr, Port)>,
     /// New destination; none where it stays.
     pub dst: Option<(F::Addr, Port)>,
-    /// Hops taken off, which must be left: one where we forward, which only XDP does.
+    /// Hops taken off, which must be left: one where we forward.
     pub hops: u8,
 }
 

@@ -112,9 +112,9 @@ impl Announcing {
     }
 
     /// The nodes that packets for announced addresses may be passed on to.
-    pub fn others(&self) -> Nodes {
+    pub fn others(&self) -> Arc<Nodes> {
         let told = self.announcer.as_ref().filter(|_| self.passes_on).map(Announcer::told);
-        told.map(|told| told.others.clone()).unwrap_or_default()
+        told.map(|told| Arc::clone(&told.others)).unwrap_or_default()
     }
 
     /// What is wrong with pools and with announcement.

@@ -42,7 +42,7 @@ pub struct Told {
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// The other nodes that are there.
-    pub others: Nodes,
+    pub others: Arc<Nodes>,
 }
 
 /// The loop's parts.
@@ -305,7 +305,7 @@ impl Duty {
             };
         }
         if self.is_stale || self.forgets.is_some_and(|at| at <= now) {
-            told.others = self.view.others(now);
+            told.others = Arc::new(self.view.others(now));
             self.forgets = self.view.next_forgotten(now);
         }
         told.problems = self.problems(&told.announcements.addresses, now);

@@ -22,7 +22,9 @@ use crate::netlink::next_hops::Nodes;
 
 /// Own renewals on their way that are remembered.
 const ON_THEIR_WAY: usize = 16;
-/// For so long a node whose Lease has ended is taken for one whose agent is about to come back. Its data path goes on.
+
+/// For so long a node whose agent was stopped is taken for one to which the next agent is about to come. Its data path
+/// goes on. (Of one whose Lease has just ended nobody knows that: it may be starting anew, with nothing.)
 const ABOUT_TO_COME_BACK: Duration = Duration::from_secs(120);
 
 /// What is known of the nodes.
@@ -47,7 +49,7 @@ struct Known {
     /// When it was last seen to change.
     changed: Instant,
     standing: Standing,
-    /// When its end was seen, if it has been live before.
+    /// When it was seen to have been given up.
     ended: Option<Instant>,
 }
 
@@ -71,8 +73,8 @@ impl Standing {
     }
 }
 
-/// What decisions need to know of a node: its name, how it stands, its pools, the addresses that are its own, and those that
-/// it is known by.
+/// What decisions need to know of a node: its name, how it stands, its pools, the addresses that are its own, and those
+/// that it is known by.
 type Summary = (Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>, BTreeSet<IpAddr>);
 
 impl View {
@@ -114,7 +116,7 @@ impl View {
         {
             self.confirmed = self.begun.drain(..=at).next_back().map(|(_, began)| began);
         }
-        self.expire(now);
+        self.expire();
         // Nobody holds a Lease, and so nobody answers: there is nothing to wait for. Of two nodes that begin at once, at
         // most one is told of its own Lease before that of the other.
         let others = self.known.iter().filter(|(node, _)| **node != self.me);
@@ -177,13 +179,12 @@ impl View {
         known.record = record.clone();
     }
 
-    fn expire(&mut self, now: Instant) {
+    fn expire(&mut self) {
         let Some(confirmed) = self.confirmed else { return };
         for (node, known) in &mut self.known {
             let is_over = confirmed >= known.changed + known.record.duration;
             if *node != self.me && known.standing.is_live() && is_over {
                 known.standing = Standing::Expired;
-                known.ended = Some(now);
             }
         }
     }
@@ -248,8 +249,8 @@ impl View {
         self.known.values().map(|known| (&known.record, known.standing))
     }
 
-    /// The other nodes with a data path, with the addresses that they are known by: those that hold a Lease, and those that
-    /// did until a short while ago.
+    /// The other nodes with a data path, with the addresses that they are known by: those that hold a Lease, and those
+    /// that gave it up a short while ago.
     pub fn others(&self, now: Instant) -> Nodes {
         let others = self.known.iter().filter(|(node, _)| **node != self.me);
         let up = others.filter(|(_, known)| {

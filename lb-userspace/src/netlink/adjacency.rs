@@ -12,7 +12,8 @@ use super::network::{DeviceKind, Network};
 pub struct Way {
     /// The device the packet leaves by.
     pub device: u32,
-    /// Who gets it, on an uplink from which packets may be sent at once; `None` where the node's stack finds out.
+    /// Who gets it, where packets may be sent at once: from an uplink, or to another node; `None` where the node's stack
+    /// finds out.
     pub next_hop: Option<IpAddr>,
     /// The address that masquerading uses on this way.
     pub masquerade: Option<IpAddr>,
@@ -42,11 +43,10 @@ pub fn way(network: &Network, backend: IpAddr, fast: &BTreeSet<u32>) -> Option<W
     })
 }
 
-/// The way to another node on a network that this one is on, too: by its link address, without a router.
-pub fn way_to_neighbour(network: &Network, node: IpAddr) -> Option<Way> {
-    // Its packets need no XDP.
-    let devices = network.devices.keys().copied().collect();
-    way(network, node, &devices).filter(|way| way.next_hop == Some(node))
+/// The way to another node on a network that this one is on, too: by its link address, without a router. `devices` are
+/// all devices: what is passed on needs no XDP.
+pub fn way_to_neighbour(network: &Network, node: IpAddr, devices: &BTreeSet<u32>) -> Option<Way> {
+    way(network, node, devices).filter(|way| way.next_hop == Some(node))
 }
 
 /// The address that the kernel's masquerading would take (`inet_select_addr` of 6.18): of the outgoing device's

@@ -1,4 +1,5 @@
-//! The adjacency table: ids for ways out of the node, to backends and to the nodes that they are on, kept in `ADJACENCIES_V4` and `_V6`.
+//! The adjacency table: ids for ways out of the node, to backends and to the nodes that they are on, kept in
+//! `ADJACENCIES_V4` and `_V6`.
 //!
 //! A way keeps its id as long as the agent runs. A change of the next hop's Ethernet address, or its loss, is
 //! written to the entry in place, so established connections, which remember the id, follow at once. After a
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lb_common::abi::{Addr4, Addr6, Address, Adjacency, adjacency_flags};
+use lb_common::abi::{Addr4, Addr6, Address, Adjacency, Mac, adjacency_flags};
 
 use super::adjacency::{Way, entry, way, way_to_neighbour};
 use super::network::Network;
@@ -37,7 +38,7 @@ struct State {
     network: Network,
     fast: BTreeSet<u32>,
     backends: HashMap<IpAddr, Option<Way>>,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     neighbours: Neighbours,
 }
 
@@ -111,7 +112,7 @@ impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
     }
 
     /// Takes which other nodes there are. Returns those whose backends are concerned.
-    pub fn nodes_changed(&self, nodes: Nodes) -> Moved {
+    pub fn nodes_changed(&self, nodes: Arc<Nodes>) -> Moved {
         let mut state = lock(&self.state);
         state.nodes = nodes;
         Moved {
@@ -162,10 +163,11 @@ impl State {
     /// Finds the ways to neighbours anew. Returns the nodes whose ways are others than before.
     fn find_neighbours(&mut self) -> HashSet<Arc<str>> {
         let mut found = Neighbours::new();
-        for (name, addresses) in &self.nodes {
+        let devices = self.network.devices.keys().copied().collect();
+        for (name, addresses) in &*self.nodes {
             let ways = IpFamily::ALL.map(|family| {
                 let mut of_family = addresses.iter().filter(|addr| IpFamily::of(addr) == family);
-                of_family.find_map(|addr| way_to_neighbour(&self.network, *addr))
+                of_family.find_map(|addr| way_to_neighbour(&self.network, *addr, &devices))
             });
             found.insert(Arc::clone(name), ways);
         }
@@ -218,9 +220,11 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
             return *id;
         }
         let entry = entry(network, way, masquerade(way));
+        // Of next hops that are not resolved nothing tells one from the other.
+        let is_told = way.next_hop.is_none() || entry.dst_mac != Mac::default();
         let same = |(id, found): (usize, &Adjacency<A>)| {
             let id = u32::try_from(id).ok()?;
-            (id != 0 && is_same_way(found, &entry) && !self.claimed.contains(&id)).then_some(id)
+            (is_told && id != 0 && is_same_way(found, &entry) && !self.claimed.contains(&id)).then_some(id)
         };
         let Some(id) = self
             .entries
@@ -238,7 +242,7 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
         id
     }
 
-    /// An id that was never used, or one that no backend uses any more; `None` if the table is full.
+    /// An id that was never used, or one that nobody uses any more; `None` if the table is full.
     fn fresh(&mut self) -> Option<u32> {
         if (self.next as usize) < self.entries.len() {
             self.next += 1;
@@ -247,12 +251,18 @@ impl<A: Address + FromIp, M: AdjacencyMap<A>> Ids<A, M> {
         (1..self.next).find(|id| !self.claimed.contains(id))
     }
 
-    /// Brings the entries of all ways up to date; ways that no backend has any more lose `FAST`, and their ids
-    /// become free when no others are.
+    /// Brings the entries of all ways up to date; ways that lead to no backend or node any more lose `FAST`, and their
+    /// ids become free when no others are.
     fn rewrite(&mut self, network: &Network, used: &HashSet<Way>) {
         let ways: Vec<_> = self.ids.iter().map(|(way, id)| (*way, *id)).collect();
         for (way, id) in ways {
             let mut entry = entry(network, &way, masquerade(&way));
+            if entry.flags & adjacency_flags::FAST == 0
+                && let Some(known) = self.entries.get(id as usize)
+            {
+                // What is passed on by it goes to where it went, until more is known.
+                (entry.dst_mac, entry.src_mac) = (known.dst_mac, known.src_mac);
+            }
             if !used.contains(&way) {
                 entry.flags &= !adjacency_flags::FAST;
                 self.ids.remove(&way);
@@ -399,8 +409,8 @@ mod tests {
     }
 
     /// The node of this name, known by this address.
-    fn nodes(name: &str, address: &str) -> Nodes {
-        [(name.into(), [ip(address), ip("2001:db8::2")].into())].into()
+    fn nodes(name: &str, address: &str) -> Arc<Nodes> {
+        Arc::new([(name.into(), [ip(address), ip("2001:db8::2")].into())].into())
     }
 
     #[test]
@@ -415,7 +425,7 @@ mod tests {
         assert!(table.nodes_changed(nodes("node2", "192.0.2.2")).is_empty());
         assert!(
             table
-                .nodes_changed(Nodes::new())
+                .nodes_changed(Arc::default())
                 .concerns(ip("10.1.3.5"), Some("node2"))
         );
         assert_eq!(table.neighbour("node2", IpFamily::V4), 0);
@@ -437,6 +447,21 @@ mod tests {
         let moved = table.network_changed(&network, &[2].into(), false);
         assert!(moved.concerns(ip("10.1.3.5"), Some("node2")));
         assert_ne!(table.neighbour("node2", IpFamily::V4), 0);
+    }
+
+    #[test]
+    fn a_next_hop_that_is_lost_leaves_its_last_link_address() {
+        let map = Fake::new();
+        let table = AdjacencyTable::new(map.clone(), Fake::new());
+        let mut network = node();
+        table.network_changed(&network, &[2].into(), false);
+        let id = usize::from(table.adjacency(ip("10.1.2.5")));
+        let before = map.read()[id];
+        network.neighbours.clear();
+        table.network_changed(&network, &[2].into(), true);
+        assert_eq!(map.read()[id], Adjacency { flags: 0, ..before });
+        // What is asked for meanwhile is not taken for the same.
+        assert_ne!(usize::from(table.adjacency(ip("192.0.2.77"))), id);
     }
 
     #[test]

@@ -87,8 +87,9 @@ where
             };
             // What is passed on keeps its destination.
             let passed_on = entry.flags & conn_flags::PASSED_ON != 0;
-            let backend = match backends.get(&entry.backend) {
-                Ok(Some(backend)) if passed_on => (backend.addr, backend.port),
+            let found = passed_on.then(|| backends.get(&entry.backend));
+            let backend = match found {
+                Some(Ok(Some(backend))) => (backend.addr, backend.port),
                 _ => (entry.dst, entry.dst_port),
             };
             flows.push(Flow {

@@ -176,7 +176,8 @@ impl<A: Address> BackendIds<A> {
         }
     }
 
-    /// Counts a use, of somebody who has the backend on this node. `None`: there is no id left.
+    /// Counts a use. `local`: by somebody who has it as one of this node's. `node` is the node that it is on, as far as
+    /// that one knows. Returns `None` if there is no id left.
     pub(super) fn add(&mut self, endpoint: (A, u16), local: bool, node: Option<&Arc<str>>) -> Option<u32> {
         let id = match self.ids.get(&endpoint) {
             Some(id) => {
@@ -201,7 +202,9 @@ impl<A: Address> BackendIds<A> {
         let uses = &mut self.uses[id as usize];
         uses.all += 1;
         uses.local += u32::from(local);
-        uses.node = node.cloned();
+        if node.is_some() {
+            uses.node = node.cloned();
+        }
         Some(id)
     }
 

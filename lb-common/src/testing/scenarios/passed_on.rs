@@ -33,6 +33,11 @@ fn on_its_way<F: Cast>(frame: Frame<F>) -> Frame<F> {
     frame.forwarded(NODE_2_MAC, NODE_1_MAC)
 }
 
+/// The same packet, as the other node has sent it.
+fn from_node_2<F: Cast>(frame: Frame<F>) -> Frame<F> {
+    frame.with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)))
+}
+
 fn passed_on<F: Cast>() -> Vec<Scenario> {
     let datagram = Frame::<F>::udp((F::CLIENT_1, CLIENT_PORT), (F::VIP, HTTP));
     let init = Frame::<F>::sctp((F::CLIENT_1, CLIENT_PORT), (F::VIP, HTTP), 1);
@@ -180,6 +185,43 @@ fn changed<F: Cast>() -> Vec<Scenario> {
             .forwarded_as(&on_its_way(tcp(ACK)))
             .recorded(&flow::<F>())
             .done(),
+        announced::<F>("While the other node's link address is in doubt, its last one serves.")
+            .given(|world| {
+                let next = F::maps_mut(world).adjacencies.get_mut(&BY_NODE_2);
+                next.expect("the cast has it").flags = 0;
+            })
+            .established(&flow::<F>().old())
+            .packet(&tcp(ACK))
+            .forwarded_as(&on_its_way(tcp(ACK)))
+            .seen(flow::<F>().primary(), tcp_state::CONFIRMED)
+            .done(),
+        Scene::<F>::new("XDP does not pass on to a node what that node has passed on.")
+            .at(Hook::Xdp)
+            .frontend(F::VIP, HTTP, load_balancer(only(1)))
+            .neighbour()
+            .established(&flow::<F>().by_xdp().old())
+            .packet(&from_node_2(tcp(ACK)))
+            .untouched()
+            .seen(flow::<F>().primary(), tcp_state::CONFIRMED)
+            .done(),
+        {
+            let local = Flow::<F> {
+                client_mac: NODE_2_MAC,
+                ..Flow::to((F::VIP, HTTP), 1).behind(F::GATEWAY)
+            };
+            Scene::<F>::new("What has been passed on by the node that it would be passed on to is translated here.")
+                .frontend(F::VIP, HTTP, load_balancer(only(1)))
+                .neighbour()
+                .established(&flow::<F>().old())
+                .packet(&from_node_2(tcp(ACK)))
+                .passes_as(&from_node_2(Frame::tcp(
+                    (F::CLIENT_1, CLIENT_PORT),
+                    (F::POD_1, TARGET),
+                    ACK,
+                )))
+                .recorded(&local)
+                .done()
+        },
         announced::<F>("A connection whose way has gone is left to TC by XDP.")
             .at(Hook::Xdp)
             .adjacency(7, crate::abi::Adjacency::default())
