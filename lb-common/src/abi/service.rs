@@ -130,6 +130,14 @@ pub struct Adjacency<A> {
     pub masquerade: A,
 }
 
+impl<A> Adjacency<A> {
+    /// Whether packets may be sent there at once, out of this device.
+    #[inline(always)]
+    pub fn is_fast_by(&self, ifindex: u32) -> bool {
+        self.flags & adjacency_flags::FAST != 0 && self.ifindex == ifindex
+    }
+}
+
 /// Flags of an [`Adjacency`].
 pub mod adjacency_flags {
     /// The Ethernet addresses are known, and packets may be sent there by them: from an uplink with XDP, or on to another

@@ -250,7 +250,7 @@ fn look_up<F: Family, P: Packet, E: Env + Tables<F>>(packet: &P, env: &E, to: Ma
     if packet.is_tagged_beside() || !(is_group(to) || to == mac) {
         return Request::NotOurs;
     }
-    if env.now_ns() < env.announce_until_ns() {
+    if has_right(env) {
         Request::Answer(mac)
     } else {
         Request::Lapsed
@@ -260,7 +260,13 @@ fn look_up<F: Family, P: Packet, E: Env + Tables<F>>(packet: &P, env: &E, to: Ma
 /// Whether this node announces the address on that network, and may answer for it now.
 #[inline(always)]
 pub(super) fn may_answer<F: Family, E: Env + Tables<F>>(env: &E, key: &AnnouncedKey<F::Addr>) -> bool {
-    Tables::<F>::announced(env, key).is_some() && env.now_ns() < env.announce_until_ns()
+    Tables::<F>::announced(env, key).is_some() && has_right(env)
+}
+
+/// Whether this node may answer for what it announces now.
+#[inline(always)]
+fn has_right<E: Env>(env: &E) -> bool {
+    env.now_ns() < env.announce_until_ns()
 }
 
 /// A group address, broadcast included.

@@ -5,8 +5,8 @@ use super::parse::{Headers, Ip};
 use super::rewrite::{self, Translation};
 use super::{Progress, Step, Verdict, announce, done, not_ours, select};
 use crate::abi::{
-    AnnouncedKey, Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, adjacency_flags,
-    backend_flags, config_flags, conn_flags, frontend_flags, tcp_state,
+    AnnouncedKey, Connection, Direction, DropReason, Family, Hook, Mac, Outcome, Port, Tuple, backend_flags,
+    config_flags, conn_flags, frontend_flags, tcp_state,
 };
 use crate::env::{ConnectionEntry, Draft, Env, InsertError, Packet, Tables};
 use crate::hash;
@@ -165,28 +165,24 @@ pub fn choose<F: Family, E: Env + Tables<F>>(env: &E) -> Result<Opening, DropRea
 
 /// Has the described connection passed on to the backend's node, if it may be and this node announces its address there
 /// now, and that node is a neighbour on the same network. Other nodes translate what they get, so nothing goes in circles,
-/// but where entries of both have outlived a change: see [`readdress`].
+/// but where entries of both have outlived a change: see [`readdress`]. Whether it is passed on.
 #[inline(never)]
-fn divert<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) {
+fn divert<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> bool {
     let (node, ifindex) = (draft.reply.adjacency, draft.primary.ifindex);
     let key = AnnouncedKey {
         addr: draft.primary_key.dst,
         ifindex,
     };
-    if node != 0 && is_next::<F, E>(env, node, ifindex) && announce::may_answer::<F, E>(env, &key) {
+    let is_next = Tables::<F>::adjacency(env, node).is_some_and(|next| next.is_fast_by(ifindex));
+    let is_passed_on = node != 0 && is_next && announce::may_answer::<F, E>(env, &key);
+    if is_passed_on {
         (draft.primary.dst, draft.primary.dst_port) = (draft.primary_key.dst, draft.primary_key.dst_port);
         draft.primary.adjacency = node;
         draft.primary.flags &= !conn_flags::SNAT;
     } else {
         draft.primary.flags &= !conn_flags::PASSED_ON;
     }
-}
-
-/// Whether this adjacency leads out of this device, to a known link address.
-#[inline(always)]
-fn is_next<F: Family, E: Tables<F>>(env: &E, adjacency: u32, ifindex: u32) -> bool {
-    env.adjacency(adjacency)
-        .is_some_and(|next| next.flags & adjacency_flags::FAST != 0 && next.ifindex == ifindex)
+    is_passed_on
 }
 
 /// Whether a packet that came in by this device is of a pod on this node.
@@ -208,8 +204,8 @@ fn is_of_pod<F: Family, E: Env + Tables<F>>(env: &E, src: &F::Addr, ifindex: u32
 pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> {
     let mut draft = Tables::<F>::draft(env).ok_or(DropReason::TableFull)?;
     let draft = &mut *draft;
-    if draft.primary.flags & conn_flags::PASSED_ON != 0 {
-        divert::<F, E>(env, draft);
+    if draft.primary.flags & conn_flags::PASSED_ON != 0 && divert::<F, E>(env, draft) {
+        return Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull);
     }
     if draft.primary.flags & conn_flags::NODE != 0 {
         record_of_node::<F, E>(env, draft)
@@ -221,9 +217,6 @@ pub fn record<F: Family, E: Env + Tables<F>>(env: &E) -> Result<(), DropReason> 
 /// Writes the two or four entries of a connection whose packets come into the node.
 #[inline(always)]
 fn record_of_client<F: Family, E: Env + Tables<F>>(env: &E, draft: &mut Draft<F::Addr>) -> Result<(), DropReason> {
-    if draft.primary.flags & conn_flags::PASSED_ON != 0 {
-        return Tables::<F>::put_connection(env, &draft.primary_key, &draft.primary).map_err(|_| DropReason::TableFull);
-    }
     // Back out of the node: the backend's address becomes the frontend's.
     let key = draft.primary_key;
     draft.reply_key = Tuple {
@@ -498,8 +491,7 @@ fn address_frame<F: Ip, P: Packet, E: Tables<F>>(
     }
     let next = env.adjacency(known.adjacency)?;
     let extent = F::extent(packet, headers)?;
-    let is_reachable = next.flags & adjacency_flags::FAST != 0 && next.ifindex == packet.ifindex();
-    if !is_reachable || extent.len > u32::from(next.mtu) || extent.hops <= 1 {
+    if !next.is_fast_by(packet.ifindex()) || extent.len > u32::from(next.mtu) || extent.hops <= 1 {
         return None;
     }
     rewrite::link(packet, next.src_mac, next.dst_mac)

@@ -5,7 +5,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::Cast;
-use super::cast::{CLIENT_MAC, NODE_1_MAC};
+use super::cast::{CLIENT_MAC, NODE_1_MAC, NODE_2_MAC};
 use super::sums::{checksum, crc32c, octets};
 use crate::abi::{Mac, protocol};
 use crate::wire::{next_header, sctp_chunk, tcp_flags};
@@ -190,6 +190,13 @@ impl<F: Cast> Frame<F> {
     pub fn forwarded(mut self, dst: Mac, src: Mac) -> Self {
         self.link = Some((dst, src));
         self.ttl -= 1;
+        self
+    }
+
+    /// The same packet, as the other node sends it to this one.
+    #[must_use]
+    pub fn from_node_2(mut self) -> Self {
+        self.link = Some((NODE_1_MAC, NODE_2_MAC));
         self
     }
 

@@ -25,6 +25,10 @@ use crate::hash::filter_bucket;
 
 /// Jiffies at which scenarios happen.
 pub const NOW: u32 = 10_000_000;
+/// When scenarios happen in which this node announces, nanoseconds since the machine was started.
+pub const NOW_NS: u64 = 1 << 40;
+/// An hour, in nanoseconds: for so long a node that announces may still answer.
+pub const HOUR_NS: u64 = 3_600_000_000_000;
 /// Jiffies a second.
 pub const HZ: u32 = 250;
 /// Jiffies at which established connections were last seen.
@@ -179,17 +183,13 @@ impl<F: Cast> Scene<F> {
         })
     }
 
-    /// This node announces the VIP on the device that packets come in by, and may answer for it for another hour.
+    /// This node announces the VIP on this device, and may answer for it for another hour.
     #[must_use]
-    pub fn announced(self) -> Self {
-        const HOUR_NS: u64 = 3_600_000_000_000;
+    pub fn announced_on(self, ifindex: u32) -> Self {
         self.given(|world| {
-            world.now_ns = 1 << 40;
-            world.announce_until_ns = world.now_ns + HOUR_NS;
-            let key = AnnouncedKey {
-                addr: F::VIP,
-                ifindex: DEVICE,
-            };
+            world.now_ns = NOW_NS;
+            world.announce_until_ns = NOW_NS + HOUR_NS;
+            let key = AnnouncedKey { addr: F::VIP, ifindex };
             let announced = Announced {
                 mac: NODE_1_MAC,
                 pad: [0; 2],

@@ -70,8 +70,6 @@ pub struct Duty {
     unwritten: Option<String>,
     /// Since when nobody may announce an address.
     orphans: BTreeMap<IpAddr, Instant>,
-    /// When another node that has gone is to be forgotten.
-    forgets: Option<Instant>,
 }
 
 impl Duty {
@@ -106,7 +104,6 @@ impl Duty {
             mute: None,
             unwritten: None,
             orphans: BTreeMap::new(),
-            forgets: None,
         }
     }
 
@@ -282,7 +279,6 @@ impl Duty {
         [
             self.tenure.due(&self.claim(), self.view.next_doubt(), now),
             self.view.next_settled(),
-            self.forgets,
             self.tellings.next(),
             self.unwritten.is_some().then(|| now + AGAIN),
             ends,
@@ -303,10 +299,7 @@ impl Duty {
                 nodes: status::nodes(&self.view),
                 addresses: self.announcements(),
             };
-        }
-        if self.is_stale || self.forgets.is_some_and(|at| at <= now) {
-            told.others = Arc::new(self.view.others(now));
-            self.forgets = self.view.next_forgotten(now);
+            told.others = Arc::new(self.view.others());
         }
         told.problems = self.problems(&told.announcements.addresses, now);
         self.told.send_if_modified(|before| {

@@ -28,7 +28,6 @@ const LABEL: (&str, &str) = ("fairway.io/lease", "node");
 const ANNOUNCES: &str = "fairway.io/announces";
 /// Addresses that are to be announced and that the node has itself, with commas between.
 const OWNS: &str = "fairway.io/owns";
-
 /// The addresses by which the node is known where it announces, with commas between.
 const ADDRESSES: &str = "fairway.io/addresses";
 

@@ -49,7 +49,7 @@ struct Known {
     /// When it was last seen to change.
     changed: Instant,
     standing: Standing,
-    /// When it was seen to have been given up.
+    /// When it was seen to have been given up, if its agent is about to come back.
     ended: Option<Instant>,
 }
 
@@ -172,7 +172,9 @@ impl View {
             standing if standing.is_live() && same_term => standing,
             _ => Standing::Settling(now),
         };
-        if was_live && !known.standing.is_live() {
+        if known.standing.is_live() {
+            known.ended = None;
+        } else if was_live {
             known.ended = Some(now);
         }
         known.changed = now;
@@ -189,7 +191,8 @@ impl View {
         }
     }
 
-    /// Makes candidates of those that have held their Leases for long enough; whether there were any.
+    /// Makes candidates of those that have held their Leases for long enough, and forgets those that have given them up and
+    /// have not come back; whether there were any.
     pub fn settle(&mut self, now: Instant) -> bool {
         let longest = self.longest();
         let mut settled = false;
@@ -198,6 +201,10 @@ impl View {
                 && now >= since + longest
             {
                 known.standing = Standing::Settled;
+                settled = true;
+            }
+            if known.ended.is_some_and(|ended| now >= ended + ABOUT_TO_COME_BACK) {
+                known.ended = None;
                 settled = true;
             }
         }
@@ -216,7 +223,7 @@ impl View {
         let longest = self.longest();
         let settling = self.known.values().filter_map(|known| match known.standing {
             Standing::Settling(since) => Some(since + longest),
-            _ => None,
+            _ => known.ended.map(|ended| ended + ABOUT_TO_COME_BACK),
         });
         settling.min()
     }
@@ -251,20 +258,11 @@ impl View {
 
     /// The other nodes with a data path, with the addresses that they are known by: those that hold a Lease, and those
     /// that gave it up a short while ago.
-    pub fn others(&self, now: Instant) -> Nodes {
+    pub fn others(&self) -> Nodes {
         let others = self.known.iter().filter(|(node, _)| **node != self.me);
-        let up = others.filter(|(_, known)| {
-            known.standing.is_live() || known.ended.is_some_and(|ended| now < ended + ABOUT_TO_COME_BACK)
-        });
+        let up = others.filter(|(_, known)| known.standing.is_live() || known.ended.is_some());
         up.map(|(node, known)| (node.clone(), known.record.addresses.clone()))
             .collect()
-    }
-
-    /// When [`Self::others`] changes next by itself.
-    pub fn next_forgotten(&self, now: Instant) -> Option<Instant> {
-        let gone = self.known.values().filter(|known| !known.standing.is_live());
-        let ends = gone.filter_map(|known| Some(known.ended? + ABOUT_TO_COME_BACK));
-        ends.filter(|end| *end > now).min()
     }
 
     /// The nodes that may announce addresses of a pool, in the order of their names.
@@ -401,20 +399,24 @@ mod tests {
     #[test]
     fn a_node_whose_agent_is_replaced_is_there_meanwhile_and_one_that_stays_away_is_not() {
         let mut story = Story::of("b");
-        let others = |story: &Story, ms| story.view.others(story.at(ms)).into_keys().collect::<Vec<_>>();
+        let others = |story: &mut Story, ms| {
+            let now = story.at(ms);
+            story.view.settle(now);
+            story.view.others().into_keys().collect::<Vec<_>>()
+        };
         story.written("old", 0, |record| record.held = false);
         for ms in [0, 700, 1400, 2100] {
             story.written("a", ms, as_it_is);
             story.written("b", ms + 1, as_it_is);
         }
-        assert_eq!(others(&story, 2200), ["a".into()]);
+        assert_eq!(others(&mut story, 2200), ["a".into()]);
         story.written("a", 3000, |record| record.held = false);
-        assert_eq!(others(&story, 122_999), ["a".into()]);
-        assert_eq!(story.view.next_forgotten(story.at(3001)), Some(story.at(123_000)));
-        assert!(others(&story, 123_000).is_empty());
+        assert_eq!(others(&mut story, 122_999), ["a".into()]);
+        assert_eq!(story.view.next_settled(), Some(story.at(123_000)));
+        assert!(others(&mut story, 123_000).is_empty());
         story.written("a", 200_000, |record| record.transitions = 1);
-        assert_eq!(others(&story, 400_000), ["a".into()]);
-        assert_eq!(story.view.next_forgotten(story.at(400_000)), None);
+        assert_eq!(others(&mut story, 400_000), ["a".into()]);
+        assert_eq!(story.view.next_settled(), None);
     }
 
     #[test]

@@ -116,8 +116,8 @@ impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
         let mut state = lock(&self.state);
         state.nodes = nodes;
         Moved {
-            addresses: HashSet::new(),
             nodes: state.find_neighbours(),
+            ..Moved::default()
         }
     }
 
@@ -137,13 +137,14 @@ impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> AdjacencyTable<M4, M6> {
 impl<M4: AdjacencyMap<Addr4>, M6: AdjacencyMap<Addr6>> NextHops for AdjacencyTable<M4, M6> {
     fn adjacency(&self, backend: IpAddr) -> u16 {
         let mut state = lock(&self.state);
-        let State { network, fast, .. } = &*state;
-        let found = match state.backends.get(&backend) {
-            Some(found) => *found,
-            None => way(network, backend, fast),
-        };
-        state.backends.insert(backend, found);
-        found.map_or(0, |way| self.id(&state.network, &way, IpFamily::of(&backend)))
+        let State {
+            network,
+            fast,
+            backends,
+            ..
+        } = &mut *state;
+        let found = *backends.entry(backend).or_insert_with(|| way(network, backend, fast));
+        found.map_or(0, |way| self.id(network, &way, IpFamily::of(&backend)))
     }
 
     fn neighbour(&self, node: &str, family: IpFamily) -> u16 {

@@ -1,13 +1,11 @@
 //! Requests for announced addresses: what is answered, and what is not.
 
 use super::prelude::*;
-use crate::abi::{Address, Announced, AnnouncedKey};
+use crate::abi::Address;
 use crate::testing::packet::DEVICE;
+use crate::testing::scene::{HOUR_NS, NOW_NS};
 use crate::testing::sums::{checksum, octets};
 
-/// When it is asked, and when the right to answer ends.
-const ASKED_NS: u64 = 1 << 40;
-const HOUR_NS: u64 = 3_600_000_000_000;
 const BROADCAST: Mac = Mac([0xff; 6]);
 const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 
@@ -29,16 +27,7 @@ fn announced<F: Cast>(sentence: &str) -> Scene<F> {
 fn announced_on<F: Cast>(sentence: &str, ifindex: u32) -> Scene<F> {
     Scene::<F>::new(sentence)
         .frontend(F::VIP, HTTP, local_load_balancer(only(1)))
-        .given(|world| {
-            world.now_ns = ASKED_NS;
-            world.announce_until_ns = ASKED_NS + HOUR_NS;
-            let key = AnnouncedKey { addr: F::VIP, ifindex };
-            let announced = Announced {
-                mac: NODE_1_MAC,
-                pad: [0; 2],
-            };
-            F::maps_mut(world).announced.insert(key, announced);
-        })
+        .announced_on(ifindex)
 }
 
 /// A question about the VIP, as the family asks it, and its answer.
@@ -83,7 +72,7 @@ fn others<F: Cast>() -> Vec<Scenario> {
         .untouched()
         .done(),
         announced::<F>("Once the agent is not heard of any more the node is silent.")
-            .given(|world| world.announce_until_ns = ASKED_NS - 1)
+            .given(|world| world.announce_until_ns = NOW_NS - 1)
             .bytes(question::<F>())
             .lapsed()
             .done(),

@@ -13,7 +13,7 @@ pub(super) fn scenarios<F: Cast>() -> Vec<Scenario> {
 }
 
 /// The other node's next hop, changed.
-fn next_hop<F: Cast>(change: impl FnOnce(&mut Adjacency<F::Addr>)) -> impl FnOnce(Scene<F>) -> Scene<F> {
+pub(super) fn next_hop<F: Cast>(change: impl FnOnce(&mut Adjacency<F::Addr>)) -> impl FnOnce(Scene<F>) -> Scene<F> {
     |scene| {
         scene.given(|world| {
             let next = F::maps_mut(world)
@@ -30,7 +30,6 @@ fn sent<F: Cast>() -> Vec<Scenario> {
     let vip = (F::VIP, HTTP);
     let remote = (F::POD_3, TARGET);
     let masquerade = (F::NODE_1, SNAT_PORT);
-    let from_node_2 = |frame: Frame<F>| frame.with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)));
     vec![
         Scene::<F>::new("XDP sends a SYN out again with the client's own address, where nobody masquerades.")
             .at(Hook::Xdp)
@@ -44,7 +43,7 @@ fn sent<F: Cast>() -> Vec<Scenario> {
             Scene::<F>::new("XDP answers the client: the backend's reply goes out to where the client was met.")
                 .at(Hook::Xdp)
                 .established(&flow)
-                .packet(&from_node_2(Frame::tcp(remote, masquerade, SYN | ACK)))
+                .packet(&Frame::tcp(remote, masquerade, SYN | ACK).from_node_2())
                 .forwarded_as(&Frame::tcp(vip, client, SYN | ACK).forwarded(CLIENT_MAC, NODE_1_MAC))
                 .seen(flow.reply_in(), tcp_state::CONFIRMED)
                 .done()
@@ -64,7 +63,7 @@ fn sent<F: Cast>() -> Vec<Scenario> {
             Scene::<F>::new("XDP sends a backend's datagram out to the client.")
                 .at(Hook::Xdp)
                 .established(&flow)
-                .packet(&from_node_2(Frame::udp(remote, masquerade)))
+                .packet(&Frame::udp(remote, masquerade).from_node_2())
                 .forwarded_as(&Frame::udp(vip, client).forwarded(CLIENT_MAC, NODE_1_MAC))
                 .seen(flow.reply_in(), tcp_state::CONFIRMED)
                 .done()
@@ -110,7 +109,7 @@ fn left<F: Cast>() -> Vec<Scenario> {
             .recorded(&Flow::<F>::to(vip, 3).behind(F::NODE_1).by_xdp())
     };
     let syn = || Frame::tcp(client, vip, SYN);
-    let reply = || Frame::tcp(remote, masquerade, ACK).with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)));
+    let reply = || Frame::tcp(remote, masquerade, ACK).from_node_2();
     let known = Flow::<F>::to(vip, 3).behind(F::NODE_1).by_xdp().old();
     let too_large = vec![7; 1501 - 20 - if F::IS_V6 { 40 } else { 20 }];
     vec![

@@ -34,7 +34,7 @@ fn message<F: Cast>(from: F::Addr, to: F::Addr, quoted: Vec<u8>) -> Frame<F> {
 }
 
 /// A router (or whoever) says that this packet was too big.
-fn too_big<F: Cast>(from: F::Addr, to: F::Addr, about: &Frame<F>) -> Frame<F> {
+pub(super) fn too_big<F: Cast>(from: F::Addr, to: F::Addr, about: &Frame<F>) -> Frame<F> {
     message(from, to, about.ip()[..header_len::<F>() + QUOTED].to_vec())
 }
 

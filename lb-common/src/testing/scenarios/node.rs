@@ -100,9 +100,7 @@ fn known<F: Cast>() -> Vec<Scenario> {
         })
     };
     let [(forward, _), (reply, _)] = flow::<F>(3).entries_of_node();
-    let answer = || {
-        Frame::<F>::tcp((F::POD_3, TARGET), masquerade, ACK).with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)))
-    };
+    let answer = || Frame::<F>::tcp((F::POD_3, TARGET), masquerade, ACK).from_node_2();
     vec![
         knows(
             "A node process's segment gets both its new halves as it leaves.",

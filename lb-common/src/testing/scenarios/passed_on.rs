@@ -1,8 +1,10 @@
 //! Packets for an announced address that go on, as they are, to the backend's node, which translates and answers.
 
+use super::fast_path::next_hop;
+use super::icmp::too_big;
 use super::prelude::*;
-use crate::testing::build::Transport;
-use crate::testing::scene::{BY_NODE_2, BY_POD_DEVICE};
+use crate::testing::packet::DEVICE;
+use crate::testing::scene::BY_POD_DEVICE;
 
 pub(super) fn scenarios<F: Cast>() -> Vec<Scenario> {
     let mut all = passed_on::<F>();
@@ -17,7 +19,7 @@ fn announced<F: Cast>(sentence: &str) -> Scene<F> {
     Scene::<F>::new(sentence)
         .frontend(F::VIP, HTTP, load_balancer(only(3)))
         .neighbour()
-        .announced()
+        .announced_on(DEVICE)
 }
 
 fn flow<F: Cast>() -> Flow<F> {
@@ -33,14 +35,18 @@ fn on_its_way<F: Cast>(frame: Frame<F>) -> Frame<F> {
     frame.forwarded(NODE_2_MAC, NODE_1_MAC)
 }
 
-/// The same packet, as the other node has sent it.
-fn from_node_2<F: Cast>(frame: Frame<F>) -> Frame<F> {
-    frame.with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)))
-}
-
 fn passed_on<F: Cast>() -> Vec<Scenario> {
-    let datagram = Frame::<F>::udp((F::CLIENT_1, CLIENT_PORT), (F::VIP, HTTP));
-    let init = Frame::<F>::sctp((F::CLIENT_1, CLIENT_PORT), (F::VIP, HTTP), 1);
+    let (client, vip) = ((F::CLIENT_1, CLIENT_PORT), (F::VIP, HTTP));
+    let other = |sentence: &str, packet: Frame<F>, flow: Flow<F>| {
+        Scene::<F>::new(sentence)
+            .frontend_of(flow.protocol, F::VIP, HTTP, load_balancer(only(3)))
+            .neighbour()
+            .announced_on(DEVICE)
+            .packet(&packet)
+            .forwarded_as(&on_its_way(packet))
+            .recorded(&flow)
+            .done()
+    };
     let by_tunnel = |world: &mut World| {
         let backend = F::maps_mut(world).backends.get_mut(&3).expect("the cast has it");
         backend.adjacency = u16::try_from(BY_POD_DEVICE).expect("there are fewer");
@@ -77,22 +83,16 @@ fn passed_on<F: Cast>() -> Vec<Scenario> {
             .forwarded_as(&on_its_way(tcp(SYN)))
             .recorded(&flow::<F>().by_xdp())
             .done(),
-        Scene::<F>::new("A datagram to an announced address is passed on.")
-            .frontend_of(protocol::UDP, F::VIP, HTTP, load_balancer(only(3)))
-            .neighbour()
-            .announced()
-            .packet(&datagram)
-            .forwarded_as(&on_its_way(datagram))
-            .recorded(&flow::<F>().by_udp())
-            .done(),
-        Scene::<F>::new("An SCTP packet to an announced address is passed on.")
-            .frontend_of(protocol::SCTP, F::VIP, HTTP, load_balancer(only(3)))
-            .neighbour()
-            .announced()
-            .packet(&init)
-            .forwarded_as(&on_its_way(init))
-            .recorded(&flow::<F>().by_sctp())
-            .done(),
+        other(
+            "A datagram to an announced address is passed on.",
+            Frame::udp(client, vip),
+            flow::<F>().by_udp(),
+        ),
+        other(
+            "An SCTP packet to an announced address is passed on.",
+            Frame::sctp(client, vip, 1),
+            flow::<F>().by_sctp(),
+        ),
     ];
     let mut last = tcp::<F>(FIN | ACK);
     last.ttl = 1;
@@ -143,7 +143,7 @@ fn translated<F: Cast>() -> Vec<Scenario> {
             Scene::<F>::new("An external IP is translated here.")
                 .frontend(F::VIP, HTTP, web(only(3), frontend_flags::EXTERNAL_IP | MASQUERADE_ALL))
                 .neighbour()
-                .announced(),
+                .announced_on(DEVICE),
         )
         .done(),
         announced::<F>("A backend on this node is translated here.")
@@ -152,15 +152,13 @@ fn translated<F: Cast>() -> Vec<Scenario> {
             .passes_as(&local_too)
             .recorded(&local)
             .done(),
-        announced::<F>("What leads to nobody known by its link address is translated here, and left to the stack.")
-            .given(|world| {
-                let next = F::maps_mut(world).adjacencies.get_mut(&BY_NODE_2);
-                next.expect("the cast has it").flags = 0;
-            })
-            .packet(&tcp(SYN))
-            .passes_as(&Frame::tcp((F::CLIENT_1, CLIENT_PORT), (F::POD_3, TARGET), SYN))
-            .recorded(&Flow::<F>::to((F::VIP, HTTP), 3).behind(F::NODE_1))
-            .done(),
+        next_hop::<F>(|next| next.flags = 0)(announced::<F>(
+            "What leads to nobody known by its link address is translated here, and left to the stack.",
+        ))
+        .packet(&tcp(SYN))
+        .passes_as(&Frame::tcp((F::CLIENT_1, CLIENT_PORT), (F::POD_3, TARGET), SYN))
+        .recorded(&Flow::<F>::to((F::VIP, HTTP), 3).behind(F::NODE_1))
+        .done(),
     ]
 }
 
@@ -185,22 +183,20 @@ fn changed<F: Cast>() -> Vec<Scenario> {
             .forwarded_as(&on_its_way(tcp(ACK)))
             .recorded(&flow::<F>())
             .done(),
-        announced::<F>("While the other node's link address is in doubt, its last one serves.")
-            .given(|world| {
-                let next = F::maps_mut(world).adjacencies.get_mut(&BY_NODE_2);
-                next.expect("the cast has it").flags = 0;
-            })
-            .established(&flow::<F>().old())
-            .packet(&tcp(ACK))
-            .forwarded_as(&on_its_way(tcp(ACK)))
-            .seen(flow::<F>().primary(), tcp_state::CONFIRMED)
-            .done(),
+        next_hop::<F>(|next| next.flags = 0)(announced::<F>(
+            "While the other node's link address is in doubt, its last one serves.",
+        ))
+        .established(&flow::<F>().old())
+        .packet(&tcp(ACK))
+        .forwarded_as(&on_its_way(tcp(ACK)))
+        .seen(flow::<F>().primary(), tcp_state::CONFIRMED)
+        .done(),
         Scene::<F>::new("XDP does not pass on to a node what that node has passed on.")
             .at(Hook::Xdp)
             .frontend(F::VIP, HTTP, load_balancer(only(1)))
             .neighbour()
             .established(&flow::<F>().by_xdp().old())
-            .packet(&from_node_2(tcp(ACK)))
+            .packet(&tcp(ACK).from_node_2())
             .untouched()
             .seen(flow::<F>().primary(), tcp_state::CONFIRMED)
             .done(),
@@ -213,12 +209,8 @@ fn changed<F: Cast>() -> Vec<Scenario> {
                 .frontend(F::VIP, HTTP, load_balancer(only(1)))
                 .neighbour()
                 .established(&flow::<F>().old())
-                .packet(&from_node_2(tcp(ACK)))
-                .passes_as(&from_node_2(Frame::tcp(
-                    (F::CLIENT_1, CLIENT_PORT),
-                    (F::POD_1, TARGET),
-                    ACK,
-                )))
+                .packet(&tcp(ACK).from_node_2())
+                .passes_as(&Frame::tcp((F::CLIENT_1, CLIENT_PORT), (F::POD_1, TARGET), ACK).from_node_2())
                 .recorded(&local)
                 .done()
         },
@@ -239,17 +231,12 @@ fn changed<F: Cast>() -> Vec<Scenario> {
 /// The client's side says something of the answers, which the other node has sent.
 fn errors<F: Cast>() -> Vec<Scenario> {
     let answer = Frame::<F>::tcp((F::VIP, HTTP), (F::CLIENT_1, CLIENT_PORT), ACK);
-    let quoted = if F::IS_V6 { 48 } else { 28 };
-    let (kind, code) = if F::IS_V6 { (2, 0) } else { (3, 4) };
-    let rest = [0, 0, 5, 0x14];
-    let too_big = Frame::<F>::new(F::CLIENT_2, F::VIP, Transport::Icmp { kind, code, rest })
-        .with(|frame| frame.payload = answer.ip()[..quoted].to_vec());
-    let mut there = too_big.clone();
-    there.link = Some((NODE_2_MAC, NODE_1_MAC));
+    let error = too_big(F::CLIENT_2, F::VIP, &answer);
+    let there = error.clone().with(|frame| frame.link = Some((NODE_2_MAC, NODE_1_MAC)));
     vec![
         announced::<F>("An ICMP error about an answer goes to the node that has sent it.")
             .established(&flow::<F>().old())
-            .packet(&too_big)
+            .packet(&error)
             .forwarded_as(&there)
             .done(),
     ]

@@ -186,8 +186,7 @@ fn nobody<F: Cast>() -> Vec<Scenario> {
 
 fn by_xdp<F: Cast>() -> Vec<Scenario> {
     let flow = known::<F>(3).behind(F::NODE_1).by_xdp();
-    let reply = Frame::<F>::sctp((F::POD_3, TARGET), (F::NODE_1, SNAT_PORT), DATA)
-        .with(|frame| frame.link = Some((NODE_1_MAC, NODE_2_MAC)));
+    let reply = Frame::<F>::sctp((F::POD_3, TARGET), (F::NODE_1, SNAT_PORT), DATA).from_node_2();
     vec![
         sent(
             "XDP sends a client's INIT out again to the backend's node.",

@@ -111,14 +111,14 @@ impl Lab {
         local: SocketAddr,
         target: SocketAddr,
     ) -> anyhow::Result<(Flow, &'static str)> {
-        let meant = |flow: &Flow| flow.client == Some(local) && flow.frontend == target;
+        let met = |text: &mut String, node: usize| -> anyhow::Result<Flow> {
+            let found = self.flow(node, |flow| flow.client == Some(local) && flow.frontend == target)?;
+            let what = format!("by {:<7} {local} -> {target}", found.hook);
+            line(text, NODES[node].name, &what);
+            Ok(found)
+        };
         let mut node = announcing;
-        let mut found = self.flow(node, meant)?;
-        line(
-            text,
-            NODES[node].name,
-            &format!("by {:<7} {local} -> {target}", found.hook),
-        );
+        let mut found = met(text, node)?;
         if found.passed_on {
             let backend = found.backend.ip();
             let pod = PODS.iter().find(|pod| pod.addr(backend.is_ipv6()) == backend);
@@ -130,9 +130,8 @@ impl Lab {
                 "",
                 &format!("passed on  as it is, to {mac}: {name}, the node of {}", pod.name),
             );
-            found = self.flow(node, meant)?;
+            found = met(text, node)?;
             ensure!(!found.passed_on, "{name} passes on what it is to translate");
-            line(text, name, &format!("by {:<7} {local} -> {target}", found.hook));
         }
         let source = found.snat.unwrap_or(local);
         line(text, "", &format!("becomes    {source} -> {}", found.backend));
