@@ -37,9 +37,7 @@ pub fn lab(test: &str, short: &str) -> Option<(Lab, Api)> {
     );
     let runtime = Runtime::new().expect("threads can be had");
     let ways = [0, 1].map(|node| way(&runtime, &lab, node, server.port()));
-    for node in 0..2 {
-        lab.start(node);
-    }
+    lab.start_all();
     Some((lab, Api { ways, runtime, server }))
 }
 

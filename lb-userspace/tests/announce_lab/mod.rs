@@ -111,9 +111,7 @@ impl Lab {
         lab.source = format!("--manifests={}", lab.folder.join("manifests").display());
         lab.manifest("pools.yaml", POOLS);
         lab.manifest("web.yaml", &service("web", 1, "Cluster", &ADDRESSES, &[1, 2]));
-        for node in 0..2 {
-            lab.start(node);
-        }
+        lab.start_all();
         Some(lab)
     }
 
@@ -152,6 +150,25 @@ impl Lab {
 
     pub fn pins(&self, node: usize) -> String {
         format!("/sys/fs/bpf/{}-{}", self.namespaces.name(NODES[node]), "pins")
+    }
+
+    /// Starts all agents, and waits until each counts with all: the first announces alone until the next has held its
+    /// Lease for long enough, and addresses move then.
+    fn start_all(&mut self) {
+        (0..NODES.len()).for_each(|node| self.start(node));
+        poll("the nodes count with each other", PATIENCE, || {
+            let counts_with_all = |node| {
+                let told = self.announcements(node)?;
+                let candidates = told["nodes"]
+                    .as_array()?
+                    .iter()
+                    .filter(|node| node["lease"] == "candidate");
+                Some(candidates.count() == NODES.len())
+            };
+            (0..NODES.len())
+                .all(|node| counts_with_all(node) == Some(true))
+                .then_some(())
+        });
     }
 
     pub fn start(&mut self, node: usize) {
