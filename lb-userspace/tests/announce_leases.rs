@@ -3,12 +3,11 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairway::announce::lease::api::InApi;
-use fairway::announce::lease::{Leases as _, Record, Records};
+use fairway::announce::lease::{Claim, Leases as _, Record, Records};
 use fairway::announce::view::{Standing, View};
 use fairway::sources::kube::{Access, client};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -32,9 +31,10 @@ fn record(node: &str, renewed: Timestamp) -> Record {
         transitions: 0,
         renewed,
         duration: Duration::from_secs(2),
-        pools: ["default".into()].into(),
-        owns: BTreeSet::new(),
-        addresses: BTreeSet::new(),
+        claim: Claim {
+            pools: ["default".into()].into(),
+            ..Claim::default()
+        },
     }
 }
 

@@ -20,11 +20,11 @@ use tracing::{debug, error, info, warn};
 
 use super::Wish;
 use super::choose::{Name, best, winner};
-use super::lease::{Leases, Records};
+use super::lease::{Claim, Leases, Records};
 use super::place::{Key, Place};
 use super::status::{self, Announcement, Announcements, Counts};
 use super::tell::Tellings;
-use super::tenure::{Claim, Tenure};
+use super::tenure::Tenure;
 use super::view::View;
 use crate::model::Problem;
 use crate::netlink::next_hops::Nodes;

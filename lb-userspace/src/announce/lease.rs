@@ -31,6 +31,24 @@ const OWNS: &str = "fairway.io/owns";
 /// The addresses by which the node is known where it announces, with commas between.
 const ADDRESSES: &str = "fairway.io/addresses";
 
+/// What a node claims for itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Claim {
+    /// The pools that the node may announce for.
+    pub pools: BTreeSet<Arc<str>>,
+    /// Addresses to be announced that the node has itself.
+    pub owns: BTreeSet<IpAddr>,
+    /// The addresses by which the node is known where it announces: its neighbours pass packets on to them.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Claim {
+    /// Whether there is nothing to say of announcing. A node that says nothing holds no Lease.
+    pub fn says_nothing(&self) -> bool {
+        self.pools.is_empty() && self.owns.is_empty()
+    }
+}
+
 /// What a node says in its Lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -46,12 +64,8 @@ pub struct Record {
     pub renewed: Timestamp,
     /// How long it is good for after a renewal, whole seconds.
     pub duration: Duration,
-    /// The pools that the node may announce for.
-    pub pools: BTreeSet<Arc<str>>,
-    /// Addresses to be announced that the node has itself.
-    pub owns: BTreeSet<IpAddr>,
-    /// The addresses by which the node is known where it announces: its neighbours pass packets on to them.
-    pub addresses: BTreeSet<IpAddr>,
+    /// What the node claims.
+    pub claim: Claim,
 }
 
 /// What all nodes say.
@@ -111,11 +125,11 @@ impl Record {
             let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
             texts.join(",")
         };
-        let pools: Vec<&str> = self.pools.iter().map(|pool| &**pool).collect();
+        let pools: Vec<&str> = self.claim.pools.iter().map(|pool| &**pool).collect();
         let annotations = [
             (ANNOUNCES, pools.join(",")),
-            (OWNS, list(&self.owns)),
-            (ADDRESSES, list(&self.addresses)),
+            (OWNS, list(&self.claim.owns)),
+            (ADDRESSES, list(&self.claim.addresses)),
         ];
         let label = (LABEL.0.to_owned(), LABEL.1.to_owned());
         let holder = if self.held {
@@ -159,9 +173,11 @@ impl Record {
             transitions: spec.lease_transitions.unwrap_or(0),
             renewed: spec.renew_time.as_ref()?.0,
             duration: Duration::from_secs(duration),
-            pools: list(ANNOUNCES).map(Into::into).collect(),
-            owns: list(OWNS).filter_map(|text| text.parse().ok()).collect(),
-            addresses: list(ADDRESSES).filter_map(|text| text.parse().ok()).collect(),
+            claim: Claim {
+                pools: list(ANNOUNCES).map(Into::into).collect(),
+                owns: list(OWNS).filter_map(|text| text.parse().ok()).collect(),
+                addresses: list(ADDRESSES).filter_map(|text| text.parse().ok()).collect(),
+            },
         })
     }
 }
@@ -179,18 +195,19 @@ pub(super) mod tests {
             transitions: 0,
             renewed: at(renewed_ms),
             duration: Duration::from_secs(2),
-            pools: ["default".into()].into(),
-            owns: BTreeSet::new(),
-            addresses: BTreeSet::new(),
+            claim: Claim {
+                pools: ["default".into()].into(),
+                ..Claim::default()
+            },
         }
     }
 
     #[test]
     fn what_is_written_is_read_again() {
         let mut written = record("node-1.example", 42);
-        written.pools.insert("edge".into());
-        written.owns.insert("2001:db8::9".parse().expect("an address"));
-        written.addresses = ["192.0.2.1", "2001:db8::1"]
+        written.claim.pools.insert("edge".into());
+        written.claim.owns.insert("2001:db8::9".parse().expect("an address"));
+        written.claim.addresses = ["192.0.2.1", "2001:db8::1"]
             .map(|text| text.parse().expect("an address"))
             .into();
         assert_eq!(

@@ -93,7 +93,7 @@ pub fn nodes(view: &View) -> Vec<NodeLease> {
             Standing::Settled => "candidate",
         }
         .to_owned(),
-        pools: record.pools.iter().map(ToString::to_string).collect(),
+        pools: record.claim.pools.iter().map(ToString::to_string).collect(),
     });
     nodes.collect()
 }
@@ -108,7 +108,7 @@ pub fn others(addr: &IpAddr, demand: &Demand, view: &View) -> Vec<Other> {
             Standing::Released => "it has given up its Lease: its agent was stopped",
             Standing::Expired => "its Lease was not renewed in time: its agent or the node is gone, or cut off",
             Standing::Settling(_) => "it is new, and waits until every node must have heard of it",
-            Standing::Settled if !record.pools.contains(&demand.pool) => {
+            Standing::Settled if !record.claim.pools.contains(&demand.pool) => {
                 "the pool's nodeSelector does not match it, or no device of it that matches is up"
             }
             Standing::Settled if owner == Some(&record.node) => "it has the address itself, so nobody announces it",

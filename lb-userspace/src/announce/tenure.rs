@@ -4,8 +4,6 @@
 //! margin. Others take over no earlier than that duration after they have *seen* the renewal. So this node is silent
 //! before another may speak, whether its agent was killed, stopped for a while, or is cut off.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +13,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::choose::Name;
-use super::lease::{LeaseError, Leases, Record, name_of};
+use super::lease::{Claim, LeaseError, Leases, Record, name_of};
 use super::status::{self, Counts};
 use crate::model::Problem;
 use crate::sources::kube::contact::causes;
@@ -25,24 +23,6 @@ use crate::sys;
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long giving up the Lease may take as the agent ends.
 const FAREWELL: Duration = Duration::from_millis(700);
-
-/// What the Lease is to say.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Claim {
-    /// The pools that this node may announce for.
-    pub pools: BTreeSet<Arc<str>>,
-    /// Addresses to be announced that this node has itself.
-    pub owns: BTreeSet<IpAddr>,
-    /// The addresses by which this node is known where it announces.
-    pub addresses: BTreeSet<IpAddr>,
-}
-
-impl Claim {
-    /// Whether there is anything to say of announcing. A node that says nothing holds no Lease.
-    fn says_nothing(&self) -> bool {
-        self.pools.is_empty() && self.owns.is_empty()
-    }
-}
 
 /// Whether the Lease is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,9 +114,7 @@ impl Tenure {
         }
         let due = match (&self.standing, &self.written) {
             (Standing::Free, _) if claim.says_nothing() => return None,
-            (Standing::Held { .. }, Some((record, began)))
-                if record.pools == claim.pools && record.owns == claim.owns && record.addresses == claim.addresses =>
-            {
+            (Standing::Held { .. }, Some((record, began))) if record.claim == *claim => {
                 let regular = *began + self.duration / 3;
                 doubt.map_or(regular, |doubt| doubt.min(regular))
             }
@@ -181,9 +159,7 @@ impl Tenure {
             transitions: term.transitions,
             renewed: self.last_renewed,
             duration: self.duration,
-            pools: claim.pools.clone(),
-            owns: claim.owns.clone(),
-            addresses: claim.addresses.clone(),
+            claim: claim.clone(),
         }
     }
 
@@ -253,7 +229,7 @@ impl Tenure {
         };
         // The data path goes on: neighbours may pass packets on to it until the next agent comes.
         let claim = Claim {
-            addresses: last.addresses.clone(),
+            addresses: last.claim.addresses.clone(),
             ..Claim::default()
         };
         let mut farewell = self.record(&claim, Some(last.transitions));

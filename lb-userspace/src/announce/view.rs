@@ -9,15 +9,14 @@
 //! said. By then a node that was cut off before, and does not know of the new one, has gone silent. Nodes see the new
 //! Lease at the same time but for the delay of a watch, so one begins to answer when the other ends.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::choose::Name;
-use super::lease::{Record, Records};
+use super::lease::{Claim, Record, Records};
 use crate::netlink::next_hops::Nodes;
 
 /// Own renewals on their way that are remembered.
@@ -73,9 +72,8 @@ impl Standing {
     }
 }
 
-/// What decisions need to know of a node: its name, how it stands, its pools, the addresses that are its own, and those
-/// that it is known by.
-type Summary = (Name, Standing, BTreeSet<Arc<str>>, BTreeSet<IpAddr>, BTreeSet<IpAddr>);
+/// What decisions need to know of a node: its name, how it stands, and what it claims.
+type Summary = (Name, Standing, Claim);
 
 impl View {
     /// That of the node of this name, whose Lease is good for so long after a renewal.
@@ -135,13 +133,7 @@ impl View {
         let known = self.known.values();
         let parts = |known: &Known| {
             let record = &known.record;
-            (
-                record.node.clone(),
-                known.standing,
-                record.pools.clone(),
-                record.owns.clone(),
-                record.addresses.clone(),
-            )
+            (record.node.clone(), known.standing, record.claim.clone())
         };
         known.map(parts).collect()
     }
@@ -261,21 +253,21 @@ impl View {
     pub fn others(&self) -> Nodes {
         let others = self.known.iter().filter(|(node, _)| **node != self.me);
         let up = others.filter(|(_, known)| known.standing.is_live() || known.ended.is_some());
-        up.map(|(node, known)| (node.clone(), known.record.addresses.clone()))
+        up.map(|(node, known)| (node.clone(), known.record.claim.addresses.clone()))
             .collect()
     }
 
     /// The nodes that may announce addresses of a pool, in the order of their names.
     pub fn candidates<'a>(&'a self, pool: &'a str) -> impl Iterator<Item = &'a Name> {
         let settled = self.nodes().filter(|(_, standing)| *standing == Standing::Settled);
-        let may = settled.filter(move |(record, _)| record.pools.contains(pool));
+        let may = settled.filter(move |(record, _)| record.claim.pools.contains(pool));
         may.map(|(record, _)| &record.node)
     }
 
     /// A node that has the address itself.
     pub fn owner(&self, addr: &IpAddr) -> Option<&Name> {
         let live = self.nodes().filter(|(_, standing)| standing.is_live());
-        let mut owners = live.filter(|(record, _)| record.owns.contains(addr));
+        let mut owners = live.filter(|(record, _)| record.claim.owns.contains(addr));
         owners.next().map(|(record, _)| &record.node)
     }
 }
@@ -453,10 +445,10 @@ mod tests {
     fn pools_and_own_addresses_are_those_of_live_leases() {
         let mut story = Story::of("a");
         let addr: IpAddr = "192.0.2.9".parse().expect("an address");
-        story.written("a", 0, |record| record.pools.clear());
+        story.written("a", 0, |record| record.claim.pools.clear());
         assert!(story.candidates().is_empty());
         story.written("b", 1, |record| {
-            record.owns.insert(addr);
+            record.claim.owns.insert(addr);
         });
         assert_eq!(story.view.owner(&addr).map(|name| &**name), Some("b"));
         story.written("b", 2, |record| record.held = false);

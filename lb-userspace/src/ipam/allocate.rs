@@ -174,7 +174,7 @@ impl<'a> Allocation<'a> {
                 self.occupancy.take(address, claim);
                 kept[at] = Some(address);
             } else if kept[at] != Some(address) {
-                self.occupancy.block(address, &claim.key);
+                self.occupancy.block(address, claim);
             }
         }
         kept
@@ -432,9 +432,14 @@ impl<'a> Allocation<'a> {
 
     /// What is ours is taken from a Service that is no longer so.
     fn withdraw(&mut self, claim: &Claim<'a>) {
-        // Where another class has it, its new controller may have written addresses already.
+        // Where another class has it, its new controller may have written addresses already: ours are those of a pool, and
+        // of those that are in no pool any more the ones that it has shared.
         let of_another_class = claim.is_load_balancer;
-        let ours = |address: &IpAddr| !of_another_class || self.pools.owner(*address).is_some();
+        let ours = |address: &IpAddr| {
+            !of_another_class
+                || self.pools.owner(*address).is_some()
+                || self.occupancy.stays_with_another(*address, claim)
+        };
         let addresses = claim.present.iter().copied().filter(ours).collect();
         self.plan
             .services

@@ -23,7 +23,7 @@ use serde_json::Value;
 use self::certificate::Certificate;
 use super::Lab;
 use super::agent::tail;
-use super::plan::{NODES, PODS, Place, SERVICE_CIDRS};
+use super::plan::{NODES, Node, PODS, Place, SERVICE_CIDRS};
 use super::wire::{Outcome, Task, Web, WebAnswer};
 
 /// The host of the document's Ingress.
@@ -194,12 +194,18 @@ impl Lab {
         })
     }
 
-    /// The one node that says that it announces an address.
+    /// The one node that says that it announces an address, once all count with all: until then addresses move.
     fn announcing(&self, address: IpAddr) -> anyhow::Result<usize> {
         self.until(&self.log(&format!("fairway-{}", NODES[0].name)), |lab| {
             let mut here = Vec::new();
-            for node in 0..NODES.len() {
+            for (node, Node { name, .. }) in NODES.iter().enumerate() {
                 let told = lab.observe(node, "announcements")?;
+                let nodes = told.get("nodes").and_then(Value::as_array).into_iter().flatten();
+                let candidates = nodes.filter(|one| one["lease"] == "candidate").count();
+                ensure!(
+                    candidates == NODES.len(),
+                    "{name} counts with {candidates} nodes for announcing"
+                );
                 let all = told.get("addresses").and_then(Value::as_array).into_iter().flatten();
                 let mut own = all.filter(|one| one["address"].as_str().and_then(|a| a.parse().ok()) == Some(address));
                 if own.any(|one| one["here"] == true) {

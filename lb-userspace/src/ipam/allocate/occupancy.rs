@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::claim::Claim;
+use super::claim::{Claim, Standing};
 use super::pools::Labels;
 use crate::model::ObjectKey;
 
@@ -18,8 +18,8 @@ use crate::model::ObjectKey;
 pub(crate) struct Occupancy<'a> {
     tenants: HashMap<IpAddr, Tenants<'a>>,
     /// Addresses that stand in a status that is none of the above: of another controller, or about to be cleared. As long as
-    /// they stand there nobody else is given them.
-    blocked: HashMap<IpAddr, ObjectKey>,
+    /// they stand there nobody else is given them. With the first Service that shows it.
+    blocked: HashMap<IpAddr, (ObjectKey, Standing)>,
     /// Addresses of those with a share key.
     shared: HashMap<&'a str, BTreeSet<IpAddr>>,
 }
@@ -61,8 +61,17 @@ impl<'a> Occupancy<'a> {
     }
 
     /// Nobody else is given this address, which stands in the status of that Service.
-    pub(crate) fn block(&mut self, address: IpAddr, by: &ObjectKey) {
-        self.blocked.entry(address).or_insert_with(|| by.clone());
+    pub(crate) fn block(&mut self, address: IpAddr, by: &Claim<'a>) {
+        let first = self.blocked.entry(address);
+        first.or_insert_with(|| (by.key.clone(), by.standing));
+    }
+
+    /// Whether this address of a Service that leaves was given to another as well: to one that stays, or that leaves too
+    /// and comes before it.
+    pub(crate) fn stays_with_another(&self, address: IpAddr, leaver: &Claim<'a>) -> bool {
+        let leaves_too =
+            |(first, standing): &(ObjectKey, Standing)| *standing == Standing::Departed && *first != leaver.key;
+        self.tenants.contains_key(&address) || self.blocked.get(&address).is_some_and(leaves_too)
     }
 
     /// Addresses of Services with this key.
@@ -73,7 +82,7 @@ impl<'a> Occupancy<'a> {
     /// Whether a Service may be given an address that is new to it.
     pub(crate) fn may_get(&self, address: IpAddr, claim: &Claim<'a>) -> Result<(), Refusal> {
         match self.blocked.get(&address) {
-            Some(by) => Err(Refusal::Taken(by.clone())),
+            Some((by, _)) => Err(Refusal::Taken(by.clone())),
             None => self.may_keep(address, claim),
         }
     }

@@ -597,6 +597,34 @@ fn the_status_of_another_controllers_service_is_not_touched_and_its_addresses_ar
 }
 
 #[test]
+fn a_service_given_to_another_controller_does_not_take_along_an_address_that_it_shares() {
+    let sharing = json!({"fairway.io/share-key": "web"});
+    let foreign = || Some("example.com/other".to_owned());
+    for both_leave in [false, true] {
+        let mut world = World::with_pool(&["192.0.2.0/32"]);
+        world.service("web", 1, sharing.clone(), json!({}));
+        let tls = json!({"ports": [{"port": 443, "protocol": "TCP"}]});
+        world.service("tls", 2, sharing.clone(), tls);
+        world.settle();
+        world.pool("default", 1, &["192.0.2.1/32"], json!({}));
+        world.settle();
+        assert_eq!(
+            (world.shows("web"), world.shows("tls")),
+            (vec!["192.0.2.0".into()], vec!["192.0.2.0".into()])
+        );
+        world.named("tls").spec.as_mut().unwrap().load_balancer_class = foreign();
+        if both_leave {
+            world.named("web").spec.as_mut().unwrap().load_balancer_class = foreign();
+        }
+        world.settle();
+        assert_eq!(
+            (world.shows("web"), world.shows("tls")),
+            (vec!["192.0.2.0".into()], vec![])
+        );
+    }
+}
+
+#[test]
 fn node_ports_are_not_needed() {
     let mut world = World::with_pool(&["192.0.2.0/30"]);
     world.service("web", 1, json!({}), json!({"allocateLoadBalancerNodePorts": false}));
