@@ -61,7 +61,8 @@ pub enum Fact {
     SeveralSets,
     /// No endpoint of its port serves.
     NoServingEndpoint,
-    /// Some endpoint says that it is ready and does not serve.
+    /// Some endpoint says that it is ready and does not serve, or said so before the step: objects change one after the
+    /// other, and kube-proxy looks at all flows at the first that does.
     ReadyWithoutServing,
     /// A process of the node under test is an endpoint.
     ProcessAsEndpoint,
@@ -138,7 +139,8 @@ pub fn facts(round: &Round, stage: usize, shape: &Shape) -> BTreeSet<Fact> {
     let mut facts = BTreeSet::new();
     let stages = round.stages();
     let Some(key) = &shape.role.service else { return facts };
-    let before = stage.checked_sub(1).and_then(|index| stages[index].service(key));
+    let last = stage.checked_sub(1).map(|index| &stages[index]);
+    let before = last.and_then(|cluster| cluster.service(key));
     let now = stages[stage].service(key);
     let mut note = |fact, holds: bool| {
         if holds {
@@ -161,12 +163,17 @@ pub fn facts(round: &Round, stage: usize, shape: &Shape) -> BTreeSet<Fact> {
         now.is_some_and(|service| !service.source_ranges.is_empty()),
     );
     let endpoints = endpoints(&stages[stage], shape);
-    let serving = |endpoint: &&Endpoint| endpoint.conditions.serving != Some(false);
-    note(Fact::NoServingEndpoint, now.is_some() && !endpoints.iter().any(serving));
-    let mut lapsed = endpoints.iter().filter(|endpoint| !serving(endpoint));
+    let serves = |endpoint: &Endpoint| endpoint.conditions.serving != Some(false);
+    let is_ready = |endpoint: &Endpoint| endpoint.conditions.ready != Some(false);
+    note(
+        Fact::NoServingEndpoint,
+        now.is_some() && !endpoints.iter().any(|endpoint| serves(endpoint)),
+    );
+    let earlier = last.map(|cluster| self::endpoints(cluster, shape)).unwrap_or_default();
+    let mut at_any_time = earlier.iter().chain(&endpoints);
     note(
         Fact::ReadyWithoutServing,
-        lapsed.any(|endpoint| endpoint.conditions.ready != Some(false)),
+        at_any_time.any(|endpoint| is_ready(endpoint) && !serves(endpoint)),
     );
     let own = plan::node(Family::of(&shape.target.addr.ip())).to_string();
     note(
@@ -224,6 +231,8 @@ fn endpoints<'a>(cluster: &'a Cluster, shape: &'a Shape) -> Vec<&'a Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::differential::change::{Change, Step};
+    use crate::differential::model::{Conditions, Key, SlicePort};
 
     const RULES: &str = "
 - rule: loopback
@@ -294,6 +303,53 @@ mod tests {
         assert_eq!(rule_for(&gone, &[Fact::Gone, Fact::Affinity]), None);
         let tcp = shape(Aspect::Established, Frontend::ClusterIp, Protocol::Tcp);
         assert_eq!(rule_for(&tcp, &[Fact::Gone]), None);
+    }
+
+    #[test]
+    fn an_endpoint_that_was_ready_without_serving_before_the_step_counts_and_an_earlier_one_does_not() {
+        let contradicting = Conditions {
+            serving: Some(false),
+            ..Conditions::READY
+        };
+        let key = Key {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
+        let endpoint = Endpoint {
+            addresses: vec!["10.180.0.11".to_owned()],
+            node: None,
+            zone: None,
+            conditions: contradicting,
+            for_zones: Vec::new(),
+            for_nodes: Vec::new(),
+        };
+        let slice = Slice {
+            key: key.clone(),
+            service: Some(key.name.clone()),
+            headless: false,
+            address_type: "IPv4",
+            ports: vec![SlicePort {
+                name: "dns".to_owned(),
+                protocol: Protocol::Udp,
+                port: Some(53),
+            }],
+            endpoints: vec![endpoint],
+        };
+        let serve = || Step {
+            changes: vec![Change::Conditions("10.180.0.11".to_owned(), Conditions::READY)],
+        };
+        let round = Round {
+            start: Cluster {
+                slices: vec![slice],
+                ..Cluster::default()
+            },
+            steps: vec![serve(), serve()],
+        };
+        let mut shape = shape(Aspect::Established, Frontend::ClusterIp, Protocol::Udp);
+        shape.role.service = Some(key);
+        shape.role.port = Some("dns".to_owned());
+        let says_so = |stage| facts(&round, stage, &shape).contains(&Fact::ReadyWithoutServing);
+        assert_eq!([0, 1, 2].map(says_so), [true, true, false]);
     }
 
     #[test]
