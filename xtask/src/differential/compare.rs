@@ -12,7 +12,7 @@ use super::established::{self, By, Held};
 use super::lab::Lab;
 use super::manifest;
 use super::model::Cluster;
-use super::probes::{Origin, Role, Target, targets};
+use super::probes::{Origin, Role, Target, role, targets};
 use super::question::{Focus, Question, questions};
 use super::seen::{Aspect, Flow, Seen, difference};
 use super::side::Ask;
@@ -349,8 +349,13 @@ impl Lab {
     }
 
     fn difference(&self, (round, stage): Moment<'_>, shape: Shape, words: (String, String)) -> Difference {
-        let facts = wanted::facts(round, stage, &shape);
-        let rule = wanted::wanted(self.rules(), &shape, &facts).map(|rule| rule.rule.clone());
+        // An address and port may be of one Service first, and then of another: either may explain it.
+        let since = role(&round.stages()[stage], &shape.target);
+        let since = since.map(|role| Shape { role, ..shape.clone() });
+        let rule = [&shape].into_iter().chain(&since).find_map(|shape| {
+            let facts = wanted::facts(round, stage, shape);
+            wanted::wanted(self.rules(), shape, &facts).map(|rule| rule.rule.clone())
+        });
         let (kube_proxy, fairway) = words;
         Difference {
             stage,

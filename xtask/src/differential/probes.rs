@@ -94,6 +94,15 @@ pub fn targets(round: &Round) -> BTreeMap<Target, Role> {
     targets
 }
 
+/// What a target is by these objects, if it is one of a Service's.
+pub fn role(cluster: &Cluster, target: &Target) -> Option<Role> {
+    let mut targets = BTreeMap::new();
+    for service in &cluster.services {
+        of_service(&mut targets, service);
+    }
+    targets.remove(target)
+}
+
 type Place = (IpAddr, u16, Protocol);
 
 fn add(targets: &mut BTreeMap<Target, Role>, place: Place, frontend: Frontend, of: Option<(&Service, &str)>) {
@@ -208,6 +217,32 @@ mod tests {
         });
         round.steps = vec![Step { changes }];
         assert_eq!(targets(&round), before);
+    }
+
+    #[test]
+    fn a_target_is_of_the_service_that_has_it_now() {
+        let made = (0..20).map(|number| round(&mut Random::of_round(2, number)));
+        let mut made = made.filter(|round| round.start.services.iter().any(Service::has_cluster_ips));
+        let mut cluster = made.next().expect("most rounds have such a Service").start;
+        let service = cluster.services.iter().find(|service| service.has_cluster_ips());
+        let service = service.expect("there is one").clone();
+        let target = Target {
+            addr: SocketAddr::new(service.cluster_ips[0], service.ports[0].port),
+            protocol: service.ports[0].protocol,
+        };
+        let owner = |cluster: &Cluster| role(cluster, &target)?.service;
+        assert_eq!(owner(&cluster), Some(service.key.clone()));
+        cluster.services.retain(|other| other.key != service.key);
+        assert_eq!(owner(&cluster), None);
+        let key = Key {
+            namespace: "kube-public".to_owned(),
+            name: "next".to_owned(),
+        };
+        cluster.services.push(Service {
+            key: key.clone(),
+            ..service
+        });
+        assert_eq!(owner(&cluster), Some(key));
     }
 
     #[test]
