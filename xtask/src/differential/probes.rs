@@ -204,11 +204,15 @@ mod tests {
     use crate::differential::generate::round;
     use crate::differential::random::Random;
 
+    fn round_with_a_cluster_ip() -> Round {
+        let mut made = (0..20).map(|number| round(&mut Random::of_round(2, number)));
+        made.find(|round| round.start.services.iter().any(Service::has_cluster_ips))
+            .expect("most rounds have such a Service")
+    }
+
     #[test]
     fn what_a_step_takes_away_is_still_asked() {
-        let made = (0..20).map(|number| round(&mut Random::of_round(2, number)));
-        let mut made = made.filter(|round| round.start.services.iter().any(Service::has_cluster_ips));
-        let mut round = made.next().expect("most rounds have such a Service");
+        let mut round = round_with_a_cluster_ip();
         let keys: Vec<Key> = round.start.services.iter().map(|service| service.key.clone()).collect();
         let changes = keys.into_iter().map(Change::Delete).collect();
         let before = targets(&Round {
@@ -221,9 +225,7 @@ mod tests {
 
     #[test]
     fn a_target_is_of_the_service_that_has_it_now() {
-        let made = (0..20).map(|number| round(&mut Random::of_round(2, number)));
-        let mut made = made.filter(|round| round.start.services.iter().any(Service::has_cluster_ips));
-        let mut cluster = made.next().expect("most rounds have such a Service").start;
+        let mut cluster = round_with_a_cluster_ip().start;
         let service = cluster.services.iter().find(|service| service.has_cluster_ips());
         let service = service.expect("there is one").clone();
         let target = Target {

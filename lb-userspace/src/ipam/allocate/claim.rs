@@ -181,7 +181,7 @@ fn ingress(service: &Service) -> &[k8s_openapi::api::core::v1::LoadBalancerIngre
 }
 
 /// Whether our Condition is in its status.
-fn has_condition(service: &Service) -> bool {
+pub(super) fn has_condition(service: &Service) -> bool {
     let conditions = service.status.as_ref().and_then(|status| status.conditions.as_deref());
     conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == CONDITION))
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::status;
+use super::claim::has_condition;
 use super::*;
 
 /// What a Service says, in small numbers so that much of it collides.
@@ -238,14 +239,7 @@ impl World {
 
     /// What Services have that say who gave it to them. What one has taken along when it left is its own affair.
     fn given(&self) -> BTreeMap<ObjectKey, Vec<IpAddr>> {
-        let says_so = |service: &Service| {
-            let conditions = service
-                .status
-                .iter()
-                .flat_map(|status| status.conditions.iter().flatten());
-            conditions.into_iter().any(|condition| condition.type_ == CONDITION)
-        };
-        let given = self.services.iter().filter(|(_, service)| says_so(service));
+        let given = self.services.iter().filter(|(_, service)| has_condition(service));
         given
             .map(|(key, service)| (key.clone(), present(service).collect()))
             .collect()
